@@ -1,0 +1,1 @@
+"""Trained models → ONNX, with proof that the answers stayed the same."""

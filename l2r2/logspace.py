@@ -1,0 +1,20 @@
+"""Probabilities as natural logarithms: nothing underflows and evidence adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+LogProbs = Float[np.ndarray, "n k"]
+"""Natural logarithms of probabilities; each row's exponentials sum to 1."""
+
+
+def log_normalize(scores: Float[np.ndarray, "n k"]) -> LogProbs:
+    """Turn each row into log-probabilities (log-softmax)."""
+    shifted = scores - scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def confidence(log_probs: LogProbs) -> Float[np.ndarray, " n"]:
+    """Each row's highest probability, [0, 1]."""
+    return np.exp(log_probs.max(axis=-1))

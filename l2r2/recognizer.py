@@ -1,0 +1,255 @@
+"""The way of a photograph, whole: locate, render, classify, calibrate, join, explain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from l2r2.cascade import Policy
+from l2r2.config import ViewSettings
+from l2r2.errors import InputError
+from l2r2.fusion import Evidence
+from l2r2.logspace import LogProbs
+from l2r2.priors import Priors
+from l2r2.types import (
+    Candidate,
+    Caution,
+    Classifier,
+    Explanation,
+    Localizer,
+    Logits,
+    Metadata,
+    Photos,
+    Pixels,
+    Prediction,
+    Region,
+    Stage,
+    View,
+)
+from l2r2.views import normalize, render
+
+FULL_SURE = 0.9
+"""FULL's confidence from which an unsure FG earns a caution. Source: the paper's figure 10; the number is ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognizer:
+    """FG first, FULL only for the photographs that FG was not sure of.
+
+    Immutable and free of state between calls; threads may share it when its sessions allow that.
+
+    Attributes:
+        class_names: In the order of the logits' columns; at least two.
+        localizer: Finds the foreground.
+        classifiers: One a stage.
+        views: What each stage's classifier looks at.
+        view_settings: How views are made.
+        policy: Calibration, fusion and gate.
+        priors: What metadata say.
+    """
+
+    class_names: tuple[str, ...]
+    localizer: Localizer
+    classifiers: Mapping[Stage, Classifier]
+    views: Mapping[Stage, View]
+    view_settings: ViewSettings
+    policy: Policy
+    priors: Priors
+
+    def recognize(
+        self,
+        photos: Photos,
+        metadata: Sequence[Metadata] | None = None,
+        regions: Sequence[Region | None] | None = None,
+        top_k: int = 5,
+    ) -> list[Prediction]:
+        """Answer a batch; equal to answering its photographs one by one.
+
+        Args:
+            photos: Upright RGB.
+            metadata: One a photograph; None: nothing is known of any.
+            regions: Found before, one a photograph (None: nothing was found); the localizer then does not run.
+            top_k: Candidates an answer, at least 1.
+        Raises:
+            InputError: the sequences differ in length, or top_k is not positive.
+        """
+        n = len(photos)
+        metadata = [{}] * n if metadata is None else metadata
+        if len(metadata) != n or (regions is not None and len(regions) != n):
+            raise InputError(f"{n} photographs but {len(metadata)} metadata or other regions; expected as many of each")
+        if top_k < 1:
+            raise InputError(f"top_k is {top_k}; expected at least 1")
+        if n == 0:
+            return []
+        clock = _Clock()
+        if regions is None:
+            with clock.measure("locate", n):
+                regions = self.localizer.locate(photos)
+        found = np.array([region is not None for region in regions])
+        log_prior = self.priors.log_prior(metadata)
+
+        fg_logits = self._classify(Stage.FG, found, photos, regions, clock)
+        fg = self.policy.evidence(Stage.FG, fg_logits, log_prior)
+        alone = found & self.policy.sure(fg)
+        full_logits = self._classify(Stage.FULL, ~alone, photos, regions, clock)
+
+        with clock.measure("fuse", n):
+            full = self.policy.evidence(Stage.FULL, full_logits, log_prior)
+            belief = self._believe(fg, full, found, alone, log_prior)
+            unswayed = self._unswayed(fg_logits, full_logits, found, alone, log_prior, belief)
+            predictions = [
+                self._prediction(
+                    photo=photos[i],
+                    region=regions[i],
+                    metadata=metadata[i],
+                    logits={Stage.FG: fg_logits[i]} if alone[i] else _ran(found[i], fg_logits[i], full_logits[i]),
+                    beliefs={Stage.FG: fg.belief[i], Stage.FULL: full.belief[i]},
+                    belief=belief[i],
+                    unswayed=int(unswayed[i]),
+                    top_k=top_k,
+                )
+                for i in range(n)
+            ]
+        return [replace(prediction, latency_ms=clock.share(prediction.stages)) for prediction in predictions]
+
+    def _classify(
+        self,
+        stage: Stage,
+        where: Bool[np.ndarray, " n"],
+        photos: Photos,
+        regions: Sequence[Region | None],
+        clock: _Clock,
+    ) -> Logits:
+        """Logits of the photographs in `where`; zeros elsewhere, which nothing reads."""
+        logits = np.zeros((len(photos), len(self.class_names)), np.float32)
+        chosen = np.flatnonzero(where)
+        if len(chosen):
+            with clock.measure(f"render {stage}", len(chosen)):
+                squares = [render(photos[i], regions[i], self.views[stage], self.view_settings) for i in chosen]
+                images = normalize(squares, self.view_settings)
+            with clock.measure(f"classify {stage}", len(chosen)):
+                logits[chosen] = self.classifiers[stage].logits(images)
+        return logits
+
+    def _believe(
+        self,
+        fg: Evidence,
+        full: Evidence,
+        found: Bool[np.ndarray, " n"],
+        alone: Bool[np.ndarray, " n"],
+        log_prior: Float[np.ndarray, "n k"],
+    ) -> LogProbs:
+        if alone.all():
+            return fg.belief
+        return np.where(alone[:, None], fg.belief, self.policy.join(fg, full, found, log_prior))
+
+    def _unswayed(
+        self,
+        fg_logits: Logits,
+        full_logits: Logits,
+        found: Bool[np.ndarray, " n"],
+        alone: Bool[np.ndarray, " n"],
+        log_prior: Float[np.ndarray, "n k"],
+        belief: LogProbs,
+    ) -> Int[np.ndarray, " n"]:
+        """What the same stages would answer without metadata."""
+        if not log_prior.any():
+            return belief.argmax(axis=1)
+        nothing = np.zeros_like(log_prior)
+        fg = self.policy.evidence(Stage.FG, fg_logits, nothing)
+        full = self.policy.evidence(Stage.FULL, full_logits, nothing)
+        return self._believe(fg, full, found, alone, nothing).argmax(axis=1)
+
+    def _prediction(
+        self,
+        photo: Pixels,
+        region: Region | None,
+        metadata: Metadata,
+        logits: Mapping[Stage, Float[np.ndarray, " k"]],
+        beliefs: Mapping[Stage, Float[np.ndarray, " k"]],
+        belief: Float[np.ndarray, " k"],
+        unswayed: int,
+        top_k: int,
+    ) -> Prediction:
+        best = _largest(belief, max(top_k, 2))
+        sure_of = {stage: float(np.exp(beliefs[stage].max())) for stage in logits}
+        cautions = []
+        if region is None:
+            cautions.append(Caution.NOTHING_FOUND)
+        elif Stage.FULL in logits and sure_of[Stage.FULL] > max(FULL_SURE, self.policy.threshold):
+            cautions.append(Caution.FG_UNSURE_FULL_SURE)
+        if unswayed != best[0]:
+            cautions.append(Caution.FLIPPED_BY_PRIOR)
+        return Prediction(
+            candidates=tuple(Candidate(int(k), self.class_names[k], float(np.exp(belief[k]))) for k in best[:top_k]),
+            region=region,
+            size_px=(photo.shape[1], photo.shape[0]),
+            stages=tuple(logits),
+            stage_confidence=sure_of,
+            explanation=self._explain(int(best[0]), int(best[1]), metadata, logits, belief),
+            cautions=tuple(cautions),
+            unrecognized=self.priors.unrecognized(metadata),
+        )
+
+    def _explain(
+        self,
+        answer: int,
+        rival: int,
+        metadata: Metadata,
+        logits: Mapping[Stage, Float[np.ndarray, " k"]],
+        belief: Float[np.ndarray, " k"],
+    ) -> Explanation:
+        """FG: what it alone says. A source: what it added. FULL: what bringing it in changed, which is the rest."""
+        total = float(belief[answer] - belief[rival])
+        known = self.priors.parts(metadata)
+        sources = {
+            source: float(known[source][answer] - known[source][rival]) if source in known else 0.0
+            for source in metadata
+            if source in self.priors.tables
+        }
+        image = total - sum(sources.values())
+        if Stage.FULL not in logits:
+            fg = image
+        elif Stage.FG in logits:
+            calibrated = self.policy.temperatures[Stage.FG].calibrate(logits[Stage.FG][None])[0]
+            fg = float(calibrated[answer] - calibrated[rival])
+        else:
+            fg = 0.0
+        parts = {str(Stage.FG): fg, str(Stage.FULL): image - fg, **sources}
+        return Explanation(self.class_names[rival], total, parts)
+
+
+def _ran(
+    found: np.bool, fg_logits: Float[np.ndarray, " k"], full_logits: Float[np.ndarray, " k"]
+) -> dict[Stage, Float[np.ndarray, " k"]]:
+    return {Stage.FG: fg_logits, Stage.FULL: full_logits} if found else {Stage.FULL: full_logits}
+
+
+def _largest(values: Float[np.ndarray, " k"], count: int) -> Int[np.ndarray, " count"]:
+    """Indices of the largest values, descending; of equals the lower index first."""
+    least = np.partition(values, -count)[-count] if count < len(values) else values.min()
+    part = np.flatnonzero(values >= least)
+    return part[np.argsort(-values[part], kind="stable")][:count]
+
+
+class _Clock:
+    """Wall time a stage, shared among the photographs that it ran for."""
+
+    def __init__(self) -> None:
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str, photos: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._ms[name] = (time.perf_counter() - start) * 1000 / photos
+
+    def share(self, stages: tuple[Stage, ...]) -> dict[str, float]:
+        """What one photograph cost, given the classifiers that ran for it."""
+        skipped = {stage for stage in Stage if stage not in stages}
+        return {name: ms for name, ms in self._ms.items() if not any(name.endswith(f" {stage}") for stage in skipped)}

@@ -1,0 +1,163 @@
+"""`l2r2 serve` and `l2r2 recognize`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l2r2.errors import BackendMissing, ImageError, L2R2Error, ServingError
+from l2r2.types import Metadata, make_metadata
+from l2r2_serving.answer import Answer
+from l2r2_serving.limits import DEFAULT_TOP_K, MAX_MESSAGE_MB, MAX_TOP_K
+
+Answering = Callable[[bytes], Answer]
+"""From an encoded photograph to its answer."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add this package's commands."""
+    app.command()(serve)
+    app.command()(recognize)
+
+
+def serve(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or models:/NAME@ALIAS.")],
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 50051,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Photos recognized at once.", show_default="number of cores")
+    ] = None,
+    max_queue: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests in flight; more are refused at once.", show_default="4 × workers"),
+    ] = None,
+    max_message_mb: Annotated[int, typer.Option(min=1, max=1024, help="MiB of one message.")] = MAX_MESSAGE_MB,
+    reflection: Annotated[bool, typer.Option("--reflection", help="Let callers ask for the interface.")] = False,
+    grace_s: Annotated[float, typer.Option(min=0, help="Seconds that calls in flight get on a stop.")] = 30.0,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Where models:/ is; only with it.", show_default="as MLflow is configured")
+    ] = None,
+) -> None:
+    """Answer over gRPC until stopped (Ctrl-C or SIGTERM).
+
+    Example: l2r2 serve bundles/flowers --port 50051 --reflection
+    """
+    import asyncio
+
+    from l2r2_serving.bundles import find_bundle
+
+    with _needing_grpc():
+        from l2r2_serving import server
+    from l2r2_serving.settings import ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        workers=workers,
+        max_queue=max_queue,
+        max_message_mb=max_message_mb,
+        reflection=reflection,
+        grace_s=grace_s,
+    )
+    found = find_bundle(bundle, tracking_uri)
+
+    def ready(address: str) -> None:
+        typer.echo(f"l2r2 serve: ready on {address}, bundle {found.manifest.name} {found.version}")
+
+    asyncio.run(server.serve(found, settings, ready))
+
+
+def recognize(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Files to recognize.", show_default=False)],
+    *,
+    server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask a server.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Answer in this process, from a bundle's folder.")
+    ] = None,
+    habitat: Annotated[str | None, typer.Option(help="Where it was seen.")] = None,
+    substrate: Annotated[str | None, typer.Option(help="What it grew or sat on.")] = None,
+    month: Annotated[int | None, typer.Option(help="1 (January) to 12.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, max=MAX_TOP_K, help="Candidates an answer.")] = DEFAULT_TOP_K,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the server, a photo.")] = 30.0,
+) -> None:
+    """Recognize photos: on a server, or in this process.
+
+    A photo that cannot be recognized is reported on stderr and does not lose the others; the exit code is then 1.
+
+    Example: l2r2 recognize photo.jpg --bundle bundles/flowers --month 9
+    """
+    if (server is None) == (bundle is None):
+        raise typer.BadParameter("give exactly one of --server HOST:PORT and --bundle DIR")
+    metadata = make_metadata(habitat=habitat, substrate=substrate, month=month)
+    with _needing_grpc():
+        from l2r2_serving.report import as_json, as_text, shown
+    failed = False
+    with ExitStack() as stack:
+        if server is not None:
+            answering = _from_server(stack, server, metadata, top_k, timeout_s)
+        else:
+            answering = _from_bundle(str(bundle), metadata, top_k)
+        for path in stack.enter_context(_progress(photos)):
+            try:
+                answer = answering(_read(path))
+            except L2R2Error as error:
+                if type(error) is ServingError:  # no server: every other photo would say the same
+                    raise
+                failed = True
+                sys.stderr.write(f"l2r2: error: {shown(path)}: {error}\n")
+            else:
+                sys.stdout.write((as_json if json_ else as_text)(path, answer) + "\n")
+                sys.stdout.flush()
+    if failed:
+        raise typer.Exit(1)
+
+
+def _from_server(stack: ExitStack, server: str, metadata: Metadata, top_k: int, timeout_s: float) -> Answering:
+    with _needing_grpc():
+        from l2r2_serving.client import Client
+    client = stack.enter_context(Client(server, timeout_s=timeout_s))
+    return lambda data: client.recognize(data, metadata, top_k)
+
+
+def _from_bundle(place: str, metadata: Metadata, top_k: int) -> Answering:
+    from l2r2_serving.bundles import find_bundle, open_bundle
+
+    opened = open_bundle(find_bundle(place))
+    return lambda data: opened.answer(data, metadata, top_k)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _progress(photos: list[Path]) -> Iterator[Iterator[Path]]:
+    """The photos in order, with a bar on stderr where somebody sees it."""
+    if len(photos) < 2 or not sys.stderr.isatty():
+        yield iter(photos)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Answers must go to stdout even while the bar is drawn; only on one terminal do they have to take turns with it.
+    same = sys.stdout.isatty()
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=same) as progress:
+        yield iter(progress.track(photos, description="recognizing"))
+
+
+@contextmanager
+def _needing_grpc() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise BackendMissing(f"{error.name or 'gRPC'} is not installed; run: pip install 'l2r2[serve]'") from error

@@ -1,0 +1,189 @@
+"""Messages ↔ types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from l2r2.errors import InputError, MetadataError
+from l2r2.types import Candidate, Caution, Explanation, Metadata, Prediction, Region, Stage, make_metadata
+from l2r2_serving.answer import Answer
+from l2r2_serving.limits import DEFAULT_TOP_K, MAX_BATCH, MAX_NAME_CHARS, MAX_SOURCES, MAX_VALUE_CHARS, check_top_k
+from l2r2_serving.status import naming
+from l2r2_serving.v1 import recognition_pb2 as pb
+
+OWN_FIELDS = ("habitat", "substrate", "month")
+"""Metadata sources that a request has a field for."""
+
+STAGES: Mapping[Stage, pb.Stage] = {Stage.FG: pb.STAGE_FG, Stage.FULL: pb.STAGE_FULL}
+
+CAUTIONS: Mapping[Caution, pb.Caution] = {
+    Caution.NOTHING_FOUND: pb.CAUTION_NOTHING_FOUND,
+    Caution.FG_UNSURE_FULL_SURE: pb.CAUTION_FG_UNSURE_FULL_SURE,
+    Caution.FLIPPED_BY_PRIOR: pb.CAUTION_FLIPPED_BY_PRIOR,
+}
+
+
+def read_metadata(request: pb.RecognizeRequest) -> Metadata:
+    """What is known of a photograph; blanks dropped.
+
+    Raises:
+        FieldError: around a MetadataError: month outside 1 to 12, too long, too many, or a name that is not free.
+    """
+    own: dict[str, str] = {}
+    for source in ("habitat", "substrate"):
+        if request.HasField(source):
+            own[source] = getattr(request, source)
+            _check_value(source, own[source])
+    with naming("metadata"):
+        if len(request.metadata) > MAX_SOURCES:
+            raise MetadataError(f"{len(request.metadata)} metadata sources; at most {MAX_SOURCES} are taken")
+    for source, value in request.metadata.items():
+        field = f"metadata[{source[:MAX_NAME_CHARS]}]"
+        with naming(field):
+            _check_source(source)
+        _check_value(field, value)
+    with naming("month"):
+        month = request.month if request.HasField("month") else None
+        return make_metadata(**own, month=month, **request.metadata)
+
+
+def read_top_k(request: pb.RecognizeRequest) -> int:
+    """Candidates wanted, 1 to `MAX_TOP_K`.
+
+    Raises:
+        FieldError: outside that.
+    """
+    with naming("top_k"):
+        return check_top_k(request.top_k) if request.top_k else DEFAULT_TOP_K
+
+
+def check_batch(request: pb.BatchRecognizeRequest) -> None:
+    """Refuse more than `MAX_BATCH` requests.
+
+    Raises:
+        FieldError: more.
+    """
+    with naming("requests"):
+        if len(request.requests) > MAX_BATCH:
+            raise InputError(
+                f"a batch of {len(request.requests)} requests; at most {MAX_BATCH} are taken, send several"
+            )
+
+
+def to_request(data: bytes, metadata: Metadata, top_k: int, bundle: str) -> pb.RecognizeRequest:
+    """Say a question.
+
+    Args:
+        metadata: Checked as by `l2r2.types.make_metadata`.
+        top_k: 1 to `MAX_TOP_K`.
+    Raises:
+        MetadataError: a month outside 1 to 12, or text that is no Unicode.
+        InputError: top_k outside its range.
+    """
+    checked = make_metadata(**{str(source): value for source, value in metadata.items()})
+    request = pb.RecognizeRequest(image=data, top_k=check_top_k(top_k))
+    try:
+        for source, value in checked.items():
+            if source == "month":
+                request.month = int(value)
+            elif source in OWN_FIELDS:
+                setattr(request, source, value)
+            else:
+                request.metadata[source] = value
+        request.bundle = bundle
+    except UnicodeEncodeError as error:
+        raise MetadataError(
+            f"{error.object[:80]!r} holds characters that are no Unicode text; expected UTF-8"
+        ) from None
+    return request
+
+
+def to_response(answer: Answer) -> pb.RecognizeResponse:
+    """Say an answer."""
+    prediction = answer.prediction
+    width, height = prediction.size_px
+    return pb.RecognizeResponse(
+        candidates=[pb.Candidate(index=c.index, name=c.name, probability=c.probability) for c in prediction.candidates],
+        region=_to_region(prediction.region, width, height) if prediction.region else None,
+        image_size=pb.ImageSize(width_px=width, height_px=height),
+        stages=[pb.StageRun(stage=STAGES[s], confidence=prediction.stage_confidence[s]) for s in prediction.stages],
+        explanation=_to_explanation(prediction.explanation) if prediction.explanation else None,
+        cautions=[CAUTIONS[caution] for caution in prediction.cautions],
+        unrecognized=[pb.UnrecognizedMetadata(source=s, value=v) for s, v in answer.unrecognized.items()],
+        bundle=pb.BundleInfo(name=answer.bundle_name, version=answer.bundle_version),
+        latencies=[pb.StepLatency(step=step, latency_ms=ms) for step, ms in prediction.latency_ms.items()],
+    )
+
+
+def to_answer(response: pb.RecognizeResponse) -> Answer:
+    """Hear an answer. Stages and cautions of a newer server are left out.
+
+    Raises:
+        InputError: a region that is none; the server is broken.
+    """
+    stages = {number: stage for stage, number in STAGES.items()}
+    cautions = {number: caution for caution, number in CAUTIONS.items()}
+    ran = {stages[run.stage]: run.confidence for run in response.stages if run.stage in stages}
+    return Answer(
+        prediction=Prediction(
+            candidates=tuple(Candidate(c.index, c.name, c.probability) for c in response.candidates),
+            region=_region(response.region) if response.HasField("region") else None,
+            size_px=(response.image_size.width_px, response.image_size.height_px),
+            stages=tuple(ran),
+            stage_confidence=ran,
+            explanation=_explanation(response.explanation) if response.HasField("explanation") else None,
+            cautions=tuple(cautions[number] for number in response.cautions if number in cautions),
+            unrecognized=tuple(item.source for item in response.unrecognized),
+            latency_ms={item.step: item.latency_ms for item in response.latencies},
+        ),
+        bundle_name=response.bundle.name,
+        bundle_version=response.bundle.version,
+        unrecognized={item.source: item.value for item in response.unrecognized},
+    )
+
+
+def normalized(box_xyxy_px: tuple[float, float, float, float], width: int, height: int) -> tuple[float, ...]:
+    """A box in pixels as shares of the photograph's width and height, [0, 1]."""
+    return tuple(min(max(value / side, 0.0), 1.0) for value, side in zip(box_xyxy_px, (width, height) * 2, strict=True))
+
+
+def _check_source(source: str) -> None:
+    if not source.strip() or source != source.strip() or len(source) > MAX_NAME_CHARS:
+        raise MetadataError(
+            f"a metadata source is named {source[:80]!r}; expected 1 to {MAX_NAME_CHARS} characters, no blanks around"
+        )
+    if source in OWN_FIELDS:
+        raise MetadataError(f"metadata holds {source!r}, which has a field of its own; set that one")
+
+
+def _check_value(field: str, value: str) -> None:
+    with naming(field):
+        if len(value) > MAX_VALUE_CHARS:
+            raise MetadataError(f"{field} has {len(value)} characters; at most {MAX_VALUE_CHARS} are taken")
+
+
+def _to_box(corners: tuple[float, ...]) -> pb.Box:
+    return pb.Box(x_min=corners[0], y_min=corners[1], x_max=corners[2], y_max=corners[3])
+
+
+def _to_region(region: Region, width: int, height: int) -> pb.Region:
+    box = region.box_xyxy_px
+    return pb.Region(box_px=_to_box(box), box_normalized=_to_box(normalized(box, width, height)), score=region.score)
+
+
+def _region(region: pb.Region) -> Region:
+    box = region.box_px
+    return Region((box.x_min, box.y_min, box.x_max, box.y_max), region.score)
+
+
+def _to_explanation(explanation: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        rival=explanation.rival,
+        total_log_odds=explanation.total,
+        parts=[pb.EvidencePart(source=source, log_odds=part) for source, part in explanation.parts.items()],
+    )
+
+
+def _explanation(explanation: pb.Explanation) -> Explanation:
+    parts = {part.source: part.log_odds for part in explanation.parts}
+    return Explanation(explanation.rival, explanation.total_log_odds, parts)

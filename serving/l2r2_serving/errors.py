@@ -1,0 +1,18 @@
+"""What only a service raises.
+
+ServingError
+├── UnknownBundle     nothing of that name is served
+└── NotReady          nothing is served yet
+"""
+
+from __future__ import annotations
+
+from l2r2.errors import ServingError
+
+
+class UnknownBundle(ServingError):  # noqa: N818  the state, not the event
+    """No bundle of that name is served."""
+
+
+class NotReady(ServingError):  # noqa: N818
+    """The server is still warming up."""

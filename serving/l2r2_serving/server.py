@@ -1,0 +1,197 @@
+"""Building, warming and stopping a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined, unused-ignore]
+
+from l2r2.bundle import Bundle
+from l2r2.errors import ConfigError
+from l2r2_serving.bundles import Shelf, open_bundle
+from l2r2_serving.limits import Slots
+from l2r2_serving.service import SERVICE, RecognitionService
+from l2r2_serving.settings import ServerSettings
+from l2r2_serving.v1 import recognition_pb2_grpc
+
+ARRIVING = 64
+"""Calls beyond twice the slots that gRPC may hold: health checks, watchers, and messages still on their way. Above that
+it refuses a call before reading its message, so that a flood does not fill the memory."""
+
+LINGER_S = 1.0
+"""How long the last answers may take to leave, and how long a health watcher can hold up a stop."""
+
+_log = logging.getLogger(__name__)
+
+
+class RecognitionServer:
+    """The service, its health and its workers, in one event loop.
+
+    `start`, then `warm_up`, then `stop`; in between `grpc.health.v1` says NOT_SERVING, SERVING, NOT_SERVING, for the
+    service's name and for the whole server ("").
+
+    Attributes:
+        slots: Calls in flight.
+        port: Where it listens; 0 before `start`.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._shelf = Shelf()
+        self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
+        self._health = health.HealthServicer()
+        self.slots = Slots(settings.slot_count)
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as a client takes it."""
+        return _join(self._settings.host, self.port)
+
+    async def start(self) -> None:
+        """Listen; nothing is served yet.
+
+        Raises:
+            ConfigError: the address cannot be listened on.
+        """
+        settings = self._settings
+        _check_address(settings.host, settings.port)
+        limit = settings.max_message_mb * 2**20
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                # Otherwise a second server on the same port would silently share its callers.
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=2 * settings.slot_count + ARRIVING,
+        )
+        service = RecognitionService(self._shelf, self._pool, settings.worker_count, self.slots)
+        recognition_pb2_grpc.add_RecognitionServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_names = _add_health(self._health, server)
+        if settings.reflection:
+            _add_reflection([SERVICE, *health_names], server)
+        self.port = server.add_insecure_port(_join(settings.host, settings.port))
+        await server.start()
+        self._server = server
+
+    async def warm_up(self, bundle: Bundle) -> None:
+        """Load a bundle, recognize a photograph on every worker, and only then say SERVING.
+
+        Raises:
+            ArtifactError, BackendError, ConfigError: as `open_bundle` and `OpenBundle.warm_up`.
+        """
+        loop = asyncio.get_running_loop()
+        opened = await loop.run_in_executor(self._pool, open_bundle, bundle)
+        workers = self._settings.worker_count
+        together = threading.Barrier(workers)
+
+        def warm() -> None:
+            # Each thread waits for the others, so that none of them takes two turns and another none.
+            together.wait()
+            opened.warm_up()
+
+        try:
+            await asyncio.gather(*(loop.run_in_executor(self._pool, warm) for _ in range(workers)))
+        finally:
+            together.abort()  # whoever still waits after a failure or a stop would wait for ever
+        self._shelf.put(opened)
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Take no more calls, let those in flight finish, then leave.
+
+        Args:
+            grace_s: How long they get; None: as the settings say.
+        """
+        grace = self._settings.grace_s if grace_s is None else grace_s
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            stopping = asyncio.create_task(self._server.stop(grace))
+            # A health watcher never finishes: without this it would hold the server for the whole grace.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.slots.idle(), grace)
+            await self._server.stop(min(LINGER_S, grace))
+            await stopping
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+async def serve(bundle: Bundle, settings: ServerSettings, ready: Callable[[str], None]) -> None:
+    """Serve one bundle until SIGINT or SIGTERM, then stop gracefully. A second signal ends the process at once.
+
+    Args:
+        ready: Called with HOST:PORT once the server is warm.
+    Raises:
+        ConfigError: as `RecognitionServer.start`.
+        ArtifactError, BackendError: as `RecognitionServer.warm_up`.
+    """
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def ask() -> None:
+        asked.set()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(name)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, ask)
+    server = RecognitionServer(settings)
+    await server.start()
+    warming = asyncio.create_task(server.warm_up(bundle))
+    stopping = asyncio.create_task(asked.wait())
+    try:
+        await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if warming.done():
+            warming.result()
+            ready(server.address)
+            await stopping
+            _log.info("stopping; %d requests in flight get up to %g s", server.slots.taken, settings.grace_s)
+    finally:
+        warming.cancel()
+        stopping.cancel()
+        await server.stop()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Try the address first: gRPC would say the reason to its own log and not to us."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen()
+    except OSError as error:
+        place = _join(host, port)
+        raise ConfigError(f"cannot listen on {place}: {error.strerror}; choose another --host or --port") from error
+
+
+def _add_health(servicer: health.HealthServicer, server: grpc.aio.Server) -> list[str]:
+    from grpc_health.v1 import health_pb2_grpc
+
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return [str(health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)]
+
+
+def _add_reflection(services: list[str], server: grpc.aio.Server) -> None:
+    from grpc_reflection.v1alpha import reflection
+
+    reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

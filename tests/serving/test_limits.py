@@ -1,0 +1,216 @@
+"""Too much at once, too late, too large: refused at once, and nobody else suffers."""
+
+import asyncio
+import logging
+import time
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+
+from l2r2.bundle import Bundle
+from l2r2.errors import BackendError, ConfigError, DeadlinePassed, InputError, Overloaded
+from l2r2_serving.bundles import OpenBundle
+from l2r2_serving.client import Client
+from l2r2_serving.limits import Slots, check_top_k
+from l2r2_serving.server import RecognitionServer
+from l2r2_serving.service import recognize_before
+from l2r2_serving.settings import ServerSettings, available_cores
+from l2r2_serving.v1 import recognition_pb2 as pb
+from tests.serving.running import BrokenLocalizer, ChangedBundle, GatedLocalizer, Running, eventually, running
+from tests.serving.statuses import detail, reason, refused
+from tests.tiny import RED, encode, make_photo
+
+PHOTO = encode(make_photo(RED))
+REQUEST = pb.RecognizeRequest(image=PHOTO)
+
+
+def test_overload_is_refused_at_once_and_says_when_to_retry(bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1, max_queue=2) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        calls = [stub.Recognize.future(REQUEST) for _ in range(2)]
+        eventually(lambda: place.server.slots.taken == 2)
+        code, status = refused(lambda: stub.Recognize(REQUEST))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert reason(status) == "OVERLOADED"
+        assert detail(status, error_details_pb2.RetryInfo).retry_delay.seconds == 1
+        with place.client() as client, pytest.raises(Overloaded, match="2 requests are in flight"):
+            client.recognize_batch([PHOTO])
+        held.localizer.gate.set()
+        assert [call.result().candidates[0].name for call in calls] == ["red", "red"]
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
+
+
+def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1, max_queue=2) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        calls = [stub.Recognize.future(REQUEST) for _ in range(300)]
+        refusals = [grpc.StatusCode.RESOURCE_EXHAUSTED] * 298
+        eventually(lambda: sum(call.done() for call in calls) >= len(refusals))
+        held.localizer.gate.set()
+        codes = [call.code() for call in calls]
+        assert sorted(codes, key=str) == [grpc.StatusCode.OK] * 2 + refusals
+        eventually(lambda: place.server.slots.taken == 0)
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
+
+
+@pytest.mark.parametrize("leave", ["deadline", "cancel"])
+def test_work_of_a_caller_who_left_is_dropped(leave: str, bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        before = held.localizer.reached
+        first = stub.Recognize.future(REQUEST)
+        eventually(lambda: held.localizer.reached == before + 1)
+        waiting = stub.Recognize.future(REQUEST, timeout=0.2 if leave == "deadline" else None)
+        if leave == "cancel":
+            eventually(lambda: place.server.slots.taken == 2)
+            waiting.cancel()
+        else:
+            assert waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        eventually(lambda: place.server.slots.taken == 1)
+        held.localizer.gate.set()
+        assert first.result().candidates[0].name == "red"
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
+        assert held.localizer.reached == before + 2
+
+
+def test_a_worker_asks_the_clock_before_it_starts(opened: OpenBundle) -> None:
+    with pytest.raises(DeadlinePassed, match="nothing was done"):
+        recognize_before(time.monotonic() - 1.0, opened, pb.RecognizeRequest(image=b"never looked at"))
+    assert recognize_before(time.monotonic() + 60.0, opened, REQUEST).candidates[0].name == "red"
+    assert recognize_before(None, opened, REQUEST).candidates[0].name == "red"
+
+
+def test_client_says_how_long_it_waited(bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1) as place, place.client(timeout_s=0.1) as client:
+        held.localizer.gate.clear()
+        with pytest.raises(DeadlinePassed, match=r"gave no answer within 0\.1 s"):
+            client.recognize(PHOTO)
+        held.localizer.gate.set()
+
+
+def test_a_batch_does_not_shut_others_out(bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        before = held.localizer.reached
+        batch = stub.BatchRecognize.future(pb.BatchRecognizeRequest(requests=[REQUEST] * 20))
+        eventually(lambda: held.localizer.reached == before + 1)
+        single = stub.Recognize.future(REQUEST)
+        eventually(lambda: place.server.slots.taken == 2)
+        seen: list[int] = []
+        single.add_done_callback(lambda _: seen.append(held.localizer.reached))
+        held.localizer.gate.set()
+        assert single.result().candidates[0].name == "red"
+        assert len(batch.result().results) == 20
+        # Its turn came after the one item that was running, not after all twenty; the callback may run a little later.
+        eventually(lambda: bool(seen))
+        assert seen[0] < before + 21
+
+
+def test_hundred_megabytes_are_refused_and_the_server_lives(served: Running) -> None:
+    with served.stub() as stub:
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Recognize(pb.RecognizeRequest(image=bytes(100 * 2**20)))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
+
+
+def test_client_refuses_what_is_too_large_before_it_sends_it(served: Running) -> None:
+    with served.client(max_message_mb=1) as client, pytest.raises(InputError, match=r"at most 1,048,576 are sent"):
+        client.recognize(bytes(2**21))
+
+
+def test_client_with_a_higher_limit_hears_the_servers(bundle: Bundle) -> None:
+    refusal = pytest.raises(InputError, match="too large for the server")
+    with running(bundle, max_message_mb=1) as place, place.client() as client, refusal:
+        client.recognize(bytes(2**21))
+
+
+def test_more_than_grpcs_own_four_megabytes(served: Running) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1400, 3), dtype=np.uint8)
+    data = encode(noise, compress_level=0)
+    assert len(data) > 5 * 2**20
+    with served.client() as client:
+        assert client.recognize(data).prediction.size_px == (1400, 1300)
+
+
+def test_a_failure_of_ours_is_logged_and_tells_the_caller_nothing(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = ChangedBundle(bundle, BrokenLocalizer)
+    with running(broken) as place, place.stub() as stub, caplog.at_level(logging.ERROR, "l2r2_serving"):
+        broken.localizer.armed = True
+        code, status = refused(lambda: stub.Recognize(REQUEST))
+        item = stub.BatchRecognize(pb.BatchRecognizeRequest(requests=[REQUEST])).results[0]
+        with place.client() as client, pytest.raises(BackendError, match="nothing is wrong with what was sent"):
+            client.recognize(PHOTO)
+        broken.localizer.armed = False
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(status)
+    assert "secret" not in str(item)
+    assert item.status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert [record.message for record in caplog.records] == ["a request failed: RuntimeError"] * 3
+    assert all(record.exc_info for record in caplog.records)
+
+
+def test_a_callers_mistake_is_not_logged(served: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with served.stub() as stub, caplog.at_level(logging.INFO, "l2r2_serving"):
+        refused(lambda: stub.Recognize(pb.RecognizeRequest(image=b"text")))
+    assert not caplog.records
+
+
+def test_slots_are_given_back_whatever_happens() -> None:
+    slots = Slots(1)
+
+    def fail_inside() -> None:
+        with slots.take():
+            assert slots.taken == 1
+            with pytest.raises(Overloaded), slots.take():
+                pass
+            raise RuntimeError("inside")
+
+    async def use() -> None:
+        with pytest.raises(RuntimeError, match="inside"):
+            fail_inside()
+        assert slots.taken == 0
+        await slots.idle()
+
+    asyncio.run(use())
+
+
+def test_a_port_that_is_taken_is_said(served: Running) -> None:
+    async def listen() -> None:
+        server = RecognitionServer(ServerSettings(port=served.server.port, workers=1))
+        try:
+            await server.start()
+        finally:
+            await server.stop(0)
+
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{served.server.port}"):
+        asyncio.run(listen())
+
+
+def test_nobody_there_is_said() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(Exception, match="cannot be reached") as caught:
+        client.recognize(PHOTO)
+    assert type(caught.value).__name__ == "ServingError"
+
+
+def test_defaults_follow_the_cores() -> None:
+    settings = ServerSettings()
+    assert settings.worker_count == available_cores()
+    assert settings.slot_count == 4 * available_cores()
+    assert ServerSettings(workers=3).slot_count == 12
+
+
+@pytest.mark.parametrize("top_k", [0, 101])
+def test_top_k_out_of_range(top_k: int) -> None:
+    with pytest.raises(InputError, match=f"top_k is {top_k}; expected 1 to 100"):
+        check_top_k(top_k)

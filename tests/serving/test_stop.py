@@ -1,0 +1,151 @@
+"""A stop lets what is in flight finish, refuses the rest, and ends."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from l2r2.bundle import Bundle
+from l2r2.errors import ServingError
+from l2r2_serving.v1 import recognition_pb2 as pb
+from l2r2_serving.v1 import recognition_pb2_grpc
+from tests.serving.running import PATIENCE_S, ChangedBundle, GatedLocalizer, eventually, running
+from tests.tiny import RED, encode, make_photo
+
+ROOT = Path(__file__).parents[2]
+REQUEST = pb.RecognizeRequest(image=encode(make_photo(RED)))
+
+HELD_SERVER = """
+import asyncio, sys
+from pathlib import Path
+from l2r2 import load_bundle
+from l2r2_serving.server import serve
+from l2r2_serving.settings import ServerSettings
+from tests.serving.running import ChangedBundle, GatedLocalizer, eventually
+
+class HeldLocalizer(GatedLocalizer):
+    def locate(self, photos):
+        if serving or sys.argv[3] == "warming":
+            print("locating", flush=True)
+            eventually(Path(sys.argv[2]).exists)
+        return super().locate(photos)
+
+serving = []
+
+def ready(address):
+    serving.append(address)
+    print(address, flush=True)
+
+asyncio.run(serve(ChangedBundle(load_bundle(Path(sys.argv[1])), HeldLocalizer), ServerSettings(port=0), ready))
+print("stopped", flush=True)
+"""
+
+
+def test_in_flight_is_answered_and_new_is_refused(bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        before = held.localizer.reached
+        call = stub.Recognize.future(REQUEST)
+        eventually(lambda: held.localizer.reached == before + 1)
+        stopping = asyncio.run_coroutine_threadsafe(place.server.stop(PATIENCE_S), place.loop)
+
+        def is_refused() -> bool:
+            try:
+                with place.client(timeout_s=1.0) as client:
+                    client.recognize(b"")
+            except ServingError as error:
+                return type(error) is ServingError
+            except ValueError:
+                return False
+            return False
+
+        eventually(is_refused)
+        assert not stopping.done()
+        held.localizer.gate.set()
+        assert call.result().candidates[0].name == "red"
+        stopping.result(PATIENCE_S)
+
+
+def test_what_outlasts_the_grace_is_cut_off(bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        before = held.localizer.reached
+        call = stub.Recognize.future(REQUEST)
+        eventually(lambda: held.localizer.reached == before + 1)
+        stopping = asyncio.run_coroutine_threadsafe(place.server.stop(0.05), place.loop)
+        assert call.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        held.localizer.gate.set()
+        stopping.result(PATIENCE_S)
+
+
+def test_a_health_watcher_does_not_hold_the_server(bundle: Bundle) -> None:
+    with running(bundle) as place, place.channel() as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        # The grace is longer than this test may last: only the watcher is left, and it is not waited for.
+        place.run(place.server.stop(3600.0))
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(name: signal.Signals, bundle: Bundle, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD_SERVER, str(bundle.folder), str(go), "serving"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with grpc.insecure_channel(address) as channel:
+                call = recognition_pb2_grpc.RecognitionServiceStub(channel).Recognize.future(REQUEST)
+                assert process.stdout.readline() == "locating\n"
+                process.send_signal(name)
+                eventually(lambda: _refuses(address))
+                assert not call.done()
+                go.touch()
+                assert call.result().candidates[0].name == "red"
+            assert process.stdout.readline() == "stopped\n"
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+
+
+def test_a_signal_while_warming_up_ends_it_too(bundle: Bundle, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD_SERVER, str(bundle.folder), str(go), "warming"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "locating\n"
+            process.send_signal(signal.SIGTERM)
+            go.touch()
+            said, complaints = process.communicate(timeout=PATIENCE_S)
+            assert said.splitlines()[-1] == "stopped"
+            assert (complaints, process.returncode) == ("", 0)
+        finally:
+            process.kill()
+
+
+def _refuses(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE
+        return False
