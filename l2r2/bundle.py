@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -34,7 +34,7 @@ from l2r2.recognizer import Recognizer
 from l2r2.runtimes import OnnxRuntimeSession
 from l2r2.types import Stage, View
 
-SCHEMA = 1
+SCHEMA: Final = 1
 """Of the manifest; raised whenever an older reader would misread a newer bundle."""
 
 MANIFEST = "manifest.json"
@@ -138,17 +138,21 @@ class Bundle:
 
     def policy(self) -> Policy:
         """Calibration, fusion and gate."""
-        policy = self.manifest.policy
-        with np.load(self.folder / "fusion.npz", allow_pickle=False) as arrays:
-            operator = make_operator(policy.operator, dict(arrays))
-        temperatures = {stage: Temperature(np.asarray(values)) for stage, values in policy.temperatures.items()}
-        return Policy(temperatures, operator, policy.threshold)
+        return read_policy(self.manifest.policy, self.folder / "fusion.npz")
 
     def _model(self, stage: str, runtime: str) -> Path:
         files = self.manifest.models[stage]
         if runtime not in files:
             raise ConfigError(f"{self.folder} has no {stage} model for {runtime!r}; it has {', '.join(sorted(files))}")
         return self.folder / files[runtime]
+
+
+def read_policy(manifest: PolicyManifest, arrays: Path) -> Policy:
+    """Join the numbers of a manifest and the arrays beside it."""
+    with np.load(arrays, allow_pickle=False) as learned:
+        operator = make_operator(manifest.operator, dict(learned))
+    temperatures = {stage: Temperature(np.asarray(values)) for stage, values in manifest.temperatures.items()}
+    return Policy(temperatures, operator, manifest.threshold)
 
 
 def write_bundle(

@@ -97,7 +97,7 @@ class TrainSettings(Settings):
 class FusionSettings(Settings):
     """How FG and FULL become one answer."""
 
-    fit_on: Literal["train", "val", "crossfit"] = "train"
+    fit_on: Literal["train", "val"] = "train"
     """Which logits fit the weights of WL and FC; train is the paper's way."""
     operator: Literal["max", "smax", "R", "avg", "wavg", "FC", "WL", "best"] = "R"
     """What the cascade fuses with once FULL has run; best: the most accurate on validation."""

@@ -127,8 +127,8 @@ class Recognizer:
     ) -> Logits:
         """Logits of the photographs in `where`; zeros elsewhere, which nothing reads."""
         logits = np.zeros((len(photos), len(self.class_names)), np.float32)
-        chosen = np.flatnonzero(where)
-        if len(chosen):
+        chosen = np.flatnonzero(where).tolist()
+        if chosen:
             with clock.measure(f"render {stage}", len(chosen)):
                 squares = [render(photos[i], regions[i], self.views[stage], self.view_settings) for i in chosen]
                 images = normalize(squares, self.view_settings)

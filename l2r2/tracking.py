@@ -127,6 +127,14 @@ class Store:
         """
         return Run(self, self._get(run_id).info.run_id)
 
+    def has(self, run_id: str) -> bool:
+        """Whether there is such a run here."""
+        try:
+            self._get(run_id)
+        except InputError:
+            return False
+        return True
+
     def tags_of(self, run_id: str) -> dict[str, str]:
         return dict(self._get(run_id).data.tags)
 

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from l2r2.config import Settings
 from l2r2.errors import DatasetError
-from l2r2.files import sha256, whole_file, write_text
+from l2r2.files import sha256, write_table, write_text
 from l2r2.metrics import Labels
 from l2r2.types import Metadata
 
@@ -130,8 +130,7 @@ class Dataset:
 
     def save(self) -> None:
         """Write table and card, each whole or not at all; the card last, so that a table without one is unfinished."""
-        with whole_file(self.folder / TABLE) as beside:
-            self.table.write_parquet(beside)
+        write_table(self.folder / TABLE, self.table)
         write_text(self.folder / CARD, self.card.model_dump_json(indent=2) + "\n")
 
 

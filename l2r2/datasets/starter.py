@@ -106,6 +106,9 @@ class _Placement:
 WIDE, HIGH = 480, 360
 """Pixels of a composed photograph, landscape; portrait is the other way round."""
 
+LETTERBOX = 24
+"""Grey level, [0, 255]; rows and columns that are nowhere lighter are no part of the scene."""
+
 MAX_ENLARGEMENT = 2.5
 """Of a cut-out; some are only 50 pixels wide."""
 
@@ -194,11 +197,13 @@ def _cutouts(stamps: Path, folders: Sequence[str]) -> list[Path]:
 def _scene(scenes: Path, name: str) -> Image.Image:
     try:
         with Image.open(scenes / f"{name}.jpg") as image:
-            return image.convert("RGB")
+            photo = image.convert("RGB")
     except OSError as error:
         raise DatasetError(
             f"{scenes / name}.jpg cannot be read ({error}); expected the scenes of tuxpaint-data"
         ) from None
+    lit = photo.convert("L").point(lambda v: 255 * (v > LETTERBOX)).getbbox()  # one photograph has black bars
+    return photo.crop(lit)
 
 
 def _place(rng: np.random.Generator, label: str, stamps: Sequence[Path]) -> _Placement:

@@ -24,7 +24,7 @@ from l2r2 import datasets
 from l2r2.classification.timm_model import build_network
 from l2r2.config import ImageSettings, TrainSettings, ViewSettings
 from l2r2.errors import DatasetError
-from l2r2.files import whole_file
+from l2r2.files import whole_file, write_table
 from l2r2.logspace import log_normalize
 from l2r2.metrics import nll
 from l2r2.training.checkpoints import SafetensorsCheckpointIO
@@ -215,8 +215,7 @@ def _score(
                 }
             )
         )
-    with whole_file(path) as beside:
-        polars.concat(frames).write_parquet(beside)
+    write_table(path, polars.concat(frames))
     return logits
 
 

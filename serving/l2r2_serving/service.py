@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -23,7 +23,7 @@ from l2r2_serving.v1 import recognition_pb2_grpc
 SERVICE = pb.DESCRIPTOR.services_by_name["RecognitionService"].full_name
 """l2r2.v1.RecognitionService"""
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _log = logging.getLogger(__name__)
 

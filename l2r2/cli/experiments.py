@@ -1,0 +1,161 @@
+"""`l2r2 train | evaluate | compare | bundle`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from l2r2.bundle import load_bundle
+from l2r2.cli.progress import progress_bars
+from l2r2.config import find_recipe, load_recipe
+from l2r2.errors import ConfigError
+
+Data = Annotated[Path, typer.Option("--data", help="Folder of a data set.")]
+Uri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow store; default sqlite:///mlruns/mlflow.db.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    for command in (train, evaluate, compare, bundle):
+        app.command(command.__name__)(command)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a recipe that comes with l2r2.")],
+    data: Data,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=5. Repeatable.")
+    ] = None,
+    tracking_uri: Uri = None,
+    work: Annotated[Path, typer.Option(help="For what is under way; a killed run goes on from there.")] = Path(
+        "mlruns/work"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Train FG and FULL, fit calibration, fusion, priors and gate, score the test sets; all tracked in MLflow.
+
+    Example: l2r2 train demo --data data/starter
+    """
+    from l2r2.datasets import load_dataset
+    from l2r2.experiments import run_experiment
+    from l2r2.experiments.localizing import fill_regions, localizer_of
+    from l2r2.experiments.run import ACCURACY
+    from l2r2.tracking import Store
+
+    settings = load_recipe(find_recipe(recipe), _overrides(set_ or []))
+    photographs, store = load_dataset(data), Store(tracking_uri)
+    localizer = localizer_of(settings)
+    with progress_bars() as bars:
+        bars.stage("locating", len(photographs))
+        done = 0
+        for count in fill_regions(photographs, localizer, settings.images):
+            done += count
+            bars.step(done)
+        bars.step(len(photographs))
+        result = run_experiment(settings, photographs, localizer.key, store, work, bars)
+    if as_json:
+        typer.echo(json.dumps({"run_id": result.run_id, "reused": result.reused, "experiment": settings.name}))
+        return
+    typer.echo(store.download(result.run_id, ACCURACY).read_text(encoding="utf-8"))
+    typer.echo(f"run {result.run_id} of experiment {settings.name}{' (was there already)' if result.reused else ''}")
+    typer.echo(f"figures: {store.download(result.run_id, 'figures')}")
+
+
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="Folder of a bundle, or models:/NAME@ALIAS.")],
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
+    timed: Annotated[int, typer.Option(min=1, help="Photographs to time, one at a time.")] = 40,
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a bundle as it will serve: accuracy on each test set, FULL skipped, milliseconds a stage.
+
+    Example: l2r2 evaluate mlruns/bundles/demo --data data/starter
+    """
+    from l2r2.datasets import load_dataset
+    from l2r2.experiments.evaluate import evaluate_bundle
+    from l2r2.experiments.tables import markdown
+    from l2r2.tracking import Store
+
+    store = Store(tracking_uri)
+    folder = store.fetch(bundle) if bundle.startswith("models:/") else Path(bundle)
+    photographs = load_dataset(data)
+    with progress_bars() as bars:
+        result = evaluate_bundle(load_bundle(folder), photographs, bars, store, timed)
+    if out is not None:
+        result.save(out)
+    if as_json:
+        typer.echo(json.dumps(asdict(result) | {"bundle": str(folder)}, ensure_ascii=False))
+        return
+    typer.echo(markdown(result.sets, list(result.sets)))
+    if photographs.card.simulated_metadata:
+        typer.echo("Metadata are simulated: what they add says nothing about real ones.")
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in result.skipped_full.items())
+    typer.echo(f"photographs that skipped FULL: {shares}")
+    times = ", ".join(f"{stage} {ms:.1f}" for stage, ms in result.stage_ms.items())
+    typer.echo(f"ms a photograph (median of {result.timed}, one thread): {times}")
+
+
+def compare(first: str, second: str, tracking_uri: Uri = None, as_json: Json = False) -> None:
+    """Print how much better the second run is than the first, with paired bootstrap intervals by group.
+
+    Example: l2r2 compare RUN_ID RUN_ID
+    """
+    from l2r2.experiments.compare import compare_runs
+    from l2r2.tracking import Store
+
+    found = compare_runs(Store(tracking_uri), first, second)
+    if as_json:
+        typer.echo(json.dumps([asdict(difference) for difference in found], ensure_ascii=False))
+        return
+    table = Table(title="second minus first, in points of accuracy; 95 % paired bootstrap by group")
+    for column in ("set", "first", "second", "first %", "second %", "difference", "interval", "n"):
+        table.add_column(column, justify="left" if column in {"set", "first", "second"} else "right")
+    for d in found:
+        i = d.difference
+        table.add_row(
+            d.split, d.first, d.second, f"{100 * d.first_accuracy:.1f}", f"{100 * d.second_accuracy:.1f}",
+            f"{100 * i.value:+.1f}", f"{100 * i.low:+.1f} … {100 * i.high:+.1f}", f"{i.n} ({i.groups})",
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def bundle(folder: Path, as_json: Json = False) -> None:
+    """Check a bundle, every checksum included, and say what is in it.
+
+    Example: l2r2 bundle mlruns/bundles/demo
+    """
+    found = load_bundle(folder)
+    manifest = found.manifest
+    if as_json:
+        typer.echo(manifest.model_dump_json())
+        return
+    policy = manifest.policy
+    typer.echo(f"{manifest.name} {found.version}: {len(manifest.class_names)} classes, made {manifest.created}")
+    typer.echo(f"  views {', '.join(f'{s} {v}' for s, v in manifest.views.items())}; models {manifest.model_names}")
+    typer.echo(f"  FULL runs when FG's confidence is at most {policy.threshold:.3f}; then {policy.operator}")
+    for source, values in manifest.prior.vocabularies.items():
+        simulated = " (simulated)" if manifest.prior.simulated else ""
+        typer.echo(f"  {source}{simulated}: {', '.join(values[:12])}{' …' if len(values) > 12 else ''}")
+    typer.echo(f"  data {manifest.dataset} {manifest.dataset_digest}, run {manifest.run_id}")
+
+
+def _overrides(pairs: list[str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair!r} has no value; expected NAME=VALUE, such as train.epochs=5")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values

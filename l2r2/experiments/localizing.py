@@ -1,0 +1,61 @@
+"""Regions for a whole data set, from cache where they are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from l2r2 import weights
+from l2r2.config import ImageSettings, LocalizerSettings, Recipe
+from l2r2.datasets import Dataset
+from l2r2.errors import DatasetError
+from l2r2.files import sha256
+from l2r2.images import read
+from l2r2.localization import RegionCache, SaliencyLocalizer
+from l2r2.runtimes import OnnxRuntimeSession
+from l2r2.types import Localizer, Region, View
+
+MASKED = frozenset({View.FG_M, View.BG_S})
+"""Views that need more than a box."""
+
+
+def make_localizer(settings: LocalizerSettings, *, masks: bool) -> SaliencyLocalizer:
+    """The packaged U²-Netp on ONNX Runtime, one thread an inference."""
+    path = weights.fetch(settings.name)
+    session = OnnxRuntimeSession(path, threads=1)
+    return SaliencyLocalizer(session, settings, sha256(path), input_name=next(iter(session.inputs)), masks=masks)
+
+
+def localizer_of(recipe: Recipe) -> SaliencyLocalizer:
+    """The localizer that a recipe asks for; with masks if one of its views needs them."""
+    return make_localizer(recipe.localizer, masks=bool(MASKED & set(recipe.views)))
+
+
+def fill_regions(dataset: Dataset, localizer: Localizer, images: ImageSettings = ImageSettings()) -> Iterator[int]:
+    """Locate every photograph that the cache does not know; yields how many each step added."""
+    photos = [
+        (digest, partial(read, path, images))
+        for digest, path in zip(dataset.table["digest"], dataset.paths(), strict=True)
+    ]
+    yield from region_cache(dataset, localizer.key).fill(photos, localizer, workers=os.cpu_count() or 1)
+
+
+def known_regions(dataset: Dataset, localizer_key: str) -> Mapping[str, Region | None]:
+    """Digest → region of every photograph.
+
+    Raises:
+        DatasetError: some were not located yet.
+    """
+    regions = region_cache(dataset, localizer_key).load()
+    missing = sum(digest not in regions for digest in dataset.table["digest"])
+    if missing:
+        raise DatasetError(
+            f"{missing} of {len(dataset)} photographs were not located yet; run: l2r2 localize {dataset.folder}"
+        )
+    return regions
+
+
+def region_cache(dataset: Dataset, localizer_key: str) -> RegionCache:
+    """Where a data set's regions are kept: `regions/` beside its table."""
+    return RegionCache(dataset.folder / "regions", localizer_key)

@@ -1,0 +1,151 @@
+"""Fitting and judging every system on logits that are made up, so that the right outcome is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from l2r2.config import FusionSettings, GateSettings, Recipe
+from l2r2.errors import ConfigError
+from l2r2.experiments.run import stages_of
+from l2r2.experiments.systems import Split, Systems, fit_systems, shuffle
+from l2r2.experiments.tables import ORACLE, accuracies, markdown, metrics, predictions
+from l2r2.types import Stage, View
+
+K = 3
+FG, FULL = (Stage.FG, 0), (Stage.FULL, 0)
+
+
+def make_split(name: str, seed: int, full_trust: float, n: int = 240) -> Split:
+    """FG knows the class with noise; FULL follows the class with strength `full_trust`, negative to mislead."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % K
+    truth = np.eye(K)[labels]
+    wrong = np.eye(K)[(labels + 1) % K]
+
+    def noisy(scale: float, towards: np.ndarray) -> np.ndarray:
+        return (scale * towards + rng.normal(size=(n, K))).astype(np.float32)
+
+    full = truth if full_trust >= 0 else wrong
+    logits = {
+        FG: noisy(3.0, truth),
+        (Stage.FG, 1): noisy(3.0, truth),
+        FULL: noisy(abs(full_trust), full),
+        (Stage.FULL, 1): noisy(abs(full_trust), full),
+    }
+    metadata = [{"habitat": f"h{label}"} if rng.uniform() < 0.8 else {"habitat": "h9"} for label in labels]
+    found = rng.uniform(size=n) < 0.95
+    groups = np.array([f"g{i // 4}" for i in range(n)])
+    return Split(name, [f"{name}{i}" for i in range(n)], labels, groups, found, metadata, logits)
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Split]:
+    return {
+        "train": make_split("train", 0, 4.0),
+        "val": make_split("val", 1, 3.0),
+        "iid": make_split("iid", 2, 3.0),
+        "reversed": make_split("reversed", 3, -3.0),
+    }
+
+
+def make_recipe(**changes: object) -> Recipe:
+    return Recipe(name="test", prior={"sources": ("habitat",)}, **changes)
+
+
+@pytest.fixture(scope="module")
+def systems(splits: dict[str, Split]) -> Systems:
+    return fit_systems(splits, make_recipe())
+
+
+def accuracy(systems: Systems, split: Split, name: str) -> float:
+    return float((systems.answers(split)[name].argmax(axis=1) == split.labels).mean())
+
+
+def test_every_row_of_the_paper_is_there(systems: Systems, splits: dict[str, Split]) -> None:
+    expected = {f"FG⊕{name} FULL" for name in ("max", "smax", "R", "avg", "wavg", "FC", "WL", "*")}
+    expected |= {"FULL", "FG", "FULL×2", "FG×2", "cascade", "FULL+metadata", "FG+metadata"}
+    expected |= {"cascade+metadata", "cascade+shuffled metadata"}
+    assert set(systems.answers(splits["iid"])) == expected
+
+
+def test_nothing_found_is_fulls_answer_in_every_fusion(systems: Systems, splits: dict[str, Split]) -> None:
+    split = splits["reversed"]
+    answers = systems.answers(split)
+    for name in ["cascade", *(n for n in answers if n.startswith("FG⊕"))]:
+        np.testing.assert_array_equal(
+            answers[name][~split.found].argmax(axis=1), answers["FULL"][~split.found].argmax(axis=1)
+        )
+
+
+def test_the_test_sets_change_nothing_that_is_fitted(splits: dict[str, Split], systems: Systems) -> None:
+    again = fit_systems({"train": splits["train"], "val": splits["val"]}, make_recipe())
+    assert again.policy.threshold == systems.policy.threshold
+    assert again.fg_full.best == systems.fg_full.best
+    assert again.priors.strength == systems.priors.strength
+
+
+def test_metadata_help_and_shuffled_metadata_do_not(systems: Systems, splits: dict[str, Split]) -> None:
+    split = splits["reversed"]
+    assert systems.priors.strength > 0.5
+    assert systems.shuffled.strength < 0.2
+    assert accuracy(systems, split, "cascade+metadata") > accuracy(systems, split, "cascade")
+    assert abs(accuracy(systems, split, "cascade+shuffled metadata") - accuracy(systems, split, "cascade")) < 0.03
+
+
+def test_the_one_se_gate_escalates_no_more_than_the_best_gate(splits: dict[str, Split], systems: Systems) -> None:
+    best = fit_systems(splits, make_recipe(gate=GateSettings(rule="best")))
+    assert systems.policy.threshold <= best.policy.threshold
+
+
+def test_a_gate_that_the_recipe_gives_is_used(splits: dict[str, Split]) -> None:
+    assert fit_systems(splits, make_recipe(gate=GateSettings(threshold=0.7))).policy.threshold == 0.7
+
+
+@pytest.mark.parametrize("operator", ["max", "smax", "R", "avg", "wavg", "FC", "WL", "best"])
+def test_the_cascade_takes_every_operator(splits: dict[str, Split], operator: str) -> None:
+    fitted = fit_systems(splits, make_recipe(fusion=FusionSettings(operator=operator)))
+    assert accuracy(fitted, splits["iid"], "cascade") > 0.8
+
+
+def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split]) -> None:
+    rates = systems.validation_rates(splits["val"])
+    assert set(rates) == {"escalated", "nothing_found", "disagreement", "flipped_by_prior", "unrecognized"}
+    assert all(0 <= rate <= 1 for rate in rates.values())
+    assert rates["nothing_found"] == pytest.approx(1 - splits["val"].found.mean())
+
+
+def test_shuffling_keeps_the_values_and_differs_between_splits(splits: dict[str, Split]) -> None:
+    split = splits["val"]
+    mixed = shuffle(split)
+    assert sorted(v["habitat"] for v in mixed) == sorted(v["habitat"] for v in split.metadata)
+    assert mixed != list(split.metadata)
+    assert mixed != shuffle(replace(split, name="iid"))
+
+
+def test_the_oracle_is_right_when_any_input_is(systems: Systems, splits: dict[str, Split]) -> None:
+    table = predictions(systems, {"iid": splits["iid"]})
+    rows = accuracies(table)["iid"]
+    assert rows[ORACLE].value >= max(rows[name].value for name in ("FG", "FULL", "FG⊕max FULL"))
+
+
+def test_the_table_has_n_groups_and_an_interval_for_every_cell(systems: Systems, splits: dict[str, Split]) -> None:
+    text = markdown(accuracies(predictions(systems, {"iid": splits["iid"]})), ["iid"])
+    assert "n = 240 photographs of 60 groups" in text
+    assert text.count("–") == len(systems.answers(splits["iid"])) + 1
+
+
+def test_metrics_name_split_and_system(systems: Systems, splits: dict[str, Split]) -> None:
+    judged = {"iid": splits["iid"]}
+    values = metrics(systems, judged, predictions(systems, judged))
+    assert values["iid/FG/low"] <= values["iid/FG/value"] <= values["iid/FG/high"]
+    assert values["iid/cascade/n"] == 240
+    assert values["iid/FULL/ece"] >= 0
+
+
+@pytest.mark.parametrize("views", [(View.FULL,), (View.FG_C, View.FG_M, View.FULL), (View.FG_C, View.BG_S)])
+def test_a_recipe_without_one_foreground_view_and_full_is_refused(views: tuple[View, ...]) -> None:
+    with pytest.raises(ConfigError, match="expected FULL and one of FG_C, FG_M"):
+        stages_of(make_recipe(views=views))
