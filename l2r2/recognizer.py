@@ -61,6 +61,10 @@ class Recognizer:
     policy: Policy
     priors: Priors
 
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise InputError(f"{len(self.class_names)} class; expected at least two to tell apart")
+
     def recognize(
         self,
         photos: Photos,

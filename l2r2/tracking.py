@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from l2r2.bundle import Bundle, load_bundle
 from l2r2.errors import ArtifactError, BackendMissing, InputError
@@ -151,8 +153,12 @@ class Store:
             InputError: there is no such run.
             ArtifactError: the run has no such artifact.
         """
-        self._get(run_id)
+        place = str(self._get(run_id).info.artifact_uri)
         try:
+            if place.startswith("file:"):
+                local = Path(url2pathname(urlsplit(place).path)) / path
+                local.stat()
+                return local
             return Path(self.client.download_artifacts(run_id, path))
         except Exception as error:
             raise ArtifactError(f"run {run_id} has no artifact {path!r}; was it made by l2r2 train?") from error
@@ -308,6 +314,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _mlflow() -> Any:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # bars are the command line's
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would wait for a network that may not be there
     try:
         import mlflow

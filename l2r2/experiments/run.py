@@ -139,10 +139,21 @@ def _train_all(
                         run.metrics(values, step=epoch)
                         progress.step(epoch + 1, f"val {100 * values.get('val_accuracy', 0):.1f} %")
 
+                    frozen = train.model_copy(update={"seeds": ()}).model_dump_json()
+                    features = _digest(frozen, settings.model_dump_json(), images, view, dataset.digest, localizer_key)
                     folder = work / "classifiers" / key
                     folder.mkdir(parents=True, exist_ok=True)
                     fitted = fit_classifier(
-                        dataset, regions, view, train, settings, recipe.images, seed, folder, on_epoch
+                        dataset,
+                        regions,
+                        view,
+                        train,
+                        settings,
+                        recipe.images,
+                        seed,
+                        folder,
+                        on_epoch,
+                        work / "features" / f"{features}.safetensors",
                     )
                     run.metrics(fitted.best)
                     run.file(fitted.weights)

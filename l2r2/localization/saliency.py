@@ -7,6 +7,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from l2r2.config import LocalizerSettings
+from l2r2.errors import BackendError
 from l2r2.types import Mask, Photos, Pixels, Region, Session
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -57,9 +58,16 @@ class SaliencyLocalizer:
         ]
 
     def saliency(self, photos: Photos) -> Saliency:
-        """The network's first output."""
+        """The network's first output.
+
+        Raises:
+            BackendError: it is not finite.
+        """
         batch = np.stack([_network_input(photo, self._settings.size_px) for photo in photos])
-        return next(iter(self._session.infer({self._input: batch}).values()))[:, 0]
+        saliency = next(iter(self._session.infer({self._input: batch}).values()))[:, 0]
+        if not np.isfinite(saliency).all():
+            raise BackendError("the localizer gave saliency that is not finite; its export or its precision is broken")
+        return saliency
 
 
 def region_of(

@@ -17,7 +17,7 @@ import polars
 import torch
 from jaxtyping import Float32
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from l2r2 import datasets
@@ -63,6 +63,7 @@ def fit_classifier(
     seed: int,
     folder: Path,
     on_epoch: OnEpoch | None = None,
+    features: Path | None = None,
 ) -> Fitted:
     """Train on train, keep the epoch with the lowest validation loss, score every split.
 
@@ -72,6 +73,7 @@ def fit_classifier(
     Args:
         regions: Photograph's digest → region or None.
         folder: Of this fit alone; holds its checkpoint until it is done, then weights and logits.
+        features: Where a frozen backbone's features are kept for the next seed; None: nowhere.
     Raises:
         TrainingError: the loss is not finite.
         DatasetError: no training photograph has a region.
@@ -88,7 +90,7 @@ def fit_classifier(
     }
     frozen = settings.trainable == "head"
     if frozen:
-        items = _features(network, items, settings)
+        items = _features(network, items, settings, features)
     keep = np.arange(len(splits["train"]))
     if view.startswith("FG"):
         keep = np.array([i for i, digest in enumerate(splits["train"].table["digest"]) if regions[digest] is not None])
@@ -99,7 +101,7 @@ def fit_classifier(
     mirror = settings.flip and not frozen
     epoch = _train(trained, train, items["val"], settings, seed, folder, mirror=mirror, on_epoch=on_epoch)
     with whole_file(folder / WEIGHTS) as beside:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, beside)
+        beside.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     logits = _score(trained, splits, items, regions, settings, folder / LOGITS)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     labels = splits["val"].labels()
@@ -111,25 +113,33 @@ def fit_classifier(
     return Fitted(folder / WEIGHTS, folder / LOGITS, best)
 
 
-def _features(network: nn.Module, items: Mapping[str, ViewDataset], settings: TrainSettings) -> dict[str, TensorItems]:
+def _features(
+    network: nn.Module, items: Mapping[str, ViewDataset], settings: TrainSettings, kept: Path | None
+) -> dict[str, TensorItems]:
     """What the frozen backbone makes of each photograph; of train also mirrored, as "train/mirrored"."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for parameter in network.get_classifier().parameters():  # type: ignore[operator]
         parameter.requires_grad_(True)
     network.eval()
-    found: dict[str, TensorItems] = {}
-    with torch.inference_mode():
-        for name, dataset in items.items():
-            plain, mirrored = [], []
-            for batch, _ in loader(dataset, settings.batch_size, settings.workers):
-                plain.append(_pooled(network, batch))
-                if name == "train" and settings.flip:
-                    mirrored.append(_pooled(network, batch.flip(-1)))
-            found[name] = TensorItems(torch.cat(plain).clone(), dataset.labels)
-            if mirrored:
-                found["train/mirrored"] = TensorItems(torch.cat(mirrored).clone(), dataset.labels)
-    return found
+    if kept is not None and kept.is_file():
+        tensors = load_file(kept)
+    else:
+        tensors = {}
+        with torch.inference_mode():
+            for name, dataset in items.items():
+                plain, mirrored = [], []
+                for batch, _ in loader(dataset, settings.batch_size, settings.workers):
+                    plain.append(_pooled(network, batch))
+                    if name == "train" and settings.flip:
+                        mirrored.append(_pooled(network, batch.flip(-1)))
+                tensors[name] = torch.cat(plain).clone()
+                if mirrored:
+                    tensors["train/mirrored"] = torch.cat(mirrored).clone()
+        if kept is not None:
+            with whole_file(kept) as beside:
+                beside.write_bytes(save(tensors))
+    return {name: TensorItems(tensor, items[name.split("/")[0]].labels) for name, tensor in tensors.items()}
 
 
 def _pooled(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

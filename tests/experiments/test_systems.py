@@ -90,7 +90,6 @@ def test_the_test_sets_change_nothing_that_is_fitted(splits: dict[str, Split], s
 def test_metadata_help_and_shuffled_metadata_do_not(systems: Systems, splits: dict[str, Split]) -> None:
     split = splits["reversed"]
     assert systems.priors.strength > 0.5
-    assert systems.shuffled.strength < 0.2
     assert accuracy(systems, split, "cascade+metadata") > accuracy(systems, split, "cascade")
     assert abs(accuracy(systems, split, "cascade+shuffled metadata") - accuracy(systems, split, "cascade")) < 0.03
 

@@ -1,0 +1,178 @@
+"""A whole experiment on small drawn photographs: tracked, reused, compared, judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from l2r2.cli import build
+from l2r2.config import Recipe
+from l2r2.datasets import Dataset
+from l2r2.datasets.user import from_folder
+from l2r2.errors import ArtifactError, DatasetError, InputError
+from l2r2.experiments import load_experiment, run_experiment
+from l2r2.experiments.compare import compare_runs
+from l2r2.experiments.evaluate import evaluate_bundle
+from l2r2.experiments.localizing import fill_regions
+from l2r2.experiments.run import Done
+from l2r2.tracking import Store
+from l2r2.types import Pixels, Region, Stage
+from tests.tiny import BLUE, CLASSES, DARK, GREEN, RED, make_photo, make_tiny_bundle
+
+RECIPE = Recipe(
+    name="tiny",
+    train={"model": "test_resnet", "weights": "none", "trainable": "all", "epochs": 2, "seeds": (0, 1)},
+    view={"size_px": 64, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+)
+
+
+class Silent:
+    """Takes what progress says and shows nothing."""
+
+    def stage(self, text: str, total: int) -> None: ...
+
+    def step(self, done: int, text: str = "") -> None: ...
+
+
+class MiddleLocalizer:
+    """Knows where `make_photo` puts its object."""
+
+    key = "middle"
+
+    def locate(self, photos: Sequence[Pixels]) -> list[Region | None]:
+        return [Region((52, 36, 108, 84), 1.0) for _ in photos]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for name, colour in zip(CLASSES, (RED, GREEN, BLUE), strict=True):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                photo = make_photo(colour, DARK).astype(int) + rng.integers(-9, 10, size=(120, 160, 3))
+                Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(folder / split / name / f"{i}.png")
+    made = from_folder(folder, tmp_path_factory.mktemp("data"))
+    assert sum(fill_regions(made, MiddleLocalizer())) == 72
+    return made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def store(place: Path) -> Store:
+    return Store(f"sqlite:///{place / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def done(dataset: Dataset, store: Store, place: Path) -> Done:
+    return run_experiment(RECIPE, dataset, "middle", store, place / "work", Silent())
+
+
+def test_a_finished_experiment_is_used_again(done: Done, dataset: Dataset, store: Store, place: Path) -> None:
+    again = run_experiment(RECIPE, dataset, "middle", store, place / "work", Silent())
+    assert again == Done(done.run_id, reused=True)
+
+
+def test_another_gate_trains_no_classifier_again(done: Done, dataset: Dataset, store: Store, place: Path) -> None:
+    changed = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"threshold": 0.9})})
+    other = run_experiment(changed, dataset, "middle", store, place / "work", Silent())
+    assert not other.reused
+    first, second = load_experiment(store, done.run_id), load_experiment(store, other.run_id)
+    assert first.context.children == second.context.children
+    assert second.policy.threshold == 0.9
+
+
+def test_the_parent_keeps_all_that_rebuilds_the_result(done: Done, store: Store, dataset: Dataset) -> None:
+    experiment = load_experiment(store, done.run_id)
+    assert experiment.recipe == RECIPE
+    assert experiment.context.class_names == dataset.class_names
+    assert experiment.context.dataset_digest == dataset.digest
+    assert all(path.is_file() for path in experiment.weights.values())
+    tags = store.tags_of(done.run_id)
+    assert {"version.torch", "python", "best_fusion", "key"} <= set(tags)
+
+
+def test_children_have_metrics_and_the_logits_of_every_split(done: Done, store: Store) -> None:
+    child = load_experiment(store, done.run_id).context.children[Stage.FG]
+    assert store.tags_of(child)["mlflow.parentRunId"] == done.run_id
+    assert {"train_loss", "val_loss", "best_val_accuracy", "best_epoch"} <= set(store.metrics_of(child))
+    table = pl.read_parquet(store.download(child, "logits.parquet"))
+    assert set(table["split"]) == {"train", "val", "test"}
+    assert table["logits"].to_numpy().shape == (72, 3)
+
+
+def test_figures_and_tables_are_kept(done: Done, store: Store) -> None:
+    names = {path.name for path in store.download(done.run_id, "figures").iterdir()}
+    assert names == {"reliability.png", "cost-curve.png", "confusion-test.png", "contact-sheet-test.png"}
+    for name in names:
+        with Image.open(store.download(done.run_id, f"figures/{name}")) as image:
+            assert min(image.size) > 200
+    assert "n = 18 photographs" in store.download(done.run_id, "tables/accuracy.md").read_text(encoding="utf-8")
+
+
+def test_two_seeds_are_compared_photograph_by_photograph(done: Done, store: Store) -> None:
+    child = load_experiment(store, done.run_id).context.children
+    found = {d.split: d for d in compare_runs(store, child[Stage.FG], child[Stage.FULL])}
+    test = found["test"]
+    assert test.difference.n == 18
+    assert test.difference.low <= test.difference.value <= test.difference.high
+    assert test.difference.value == pytest.approx(test.second_accuracy - test.first_accuracy)
+
+
+def test_a_run_against_itself_differs_nowhere(done: Done, store: Store) -> None:
+    for difference in compare_runs(store, done.run_id, done.run_id):
+        assert difference.first == difference.second
+        assert (difference.difference.low, difference.difference.value, difference.difference.high) == (0, 0, 0)
+
+
+def test_comparing_an_unknown_run_says_so(store: Store, done: Done) -> None:
+    with pytest.raises(InputError, match="there is no run 'nonsense'"):
+        compare_runs(store, done.run_id, "nonsense")
+
+
+def test_a_run_that_is_no_experiment_is_refused(store: Store) -> None:
+    with store.run("tiny", "other", {}) as run:
+        pass
+    with pytest.raises(ArtifactError, match=r"has no artifact 'recipe\.json'"):
+        load_experiment(store, run.id)
+
+
+def test_regions_must_be_located_before(dataset: Dataset, store: Store, place: Path) -> None:
+    with pytest.raises(DatasetError, match="72 of 72 photographs were not located yet; run: l2r2 localize"):
+        run_experiment(RECIPE, dataset, "other-localizer", store, place / "work", Silent())
+
+
+def test_a_bundle_is_judged_by_its_own_recognizer(dataset: Dataset, tmp_path: Path) -> None:
+    bundle = make_tiny_bundle(tmp_path / "bundle", class_names=("blue", "green", "red"))
+    result = evaluate_bundle(bundle, dataset, Silent(), timed=3)
+    assert result.sets["test"]["cascade"].n == 18
+    assert 0 <= result.skipped_full["test"] <= 1
+    assert {"decode", "locate", "classify FG", "fuse"} <= set(result.stage_ms)
+    result.save(tmp_path / "result.json")
+    saved = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert set(saved["sets"]["test"]["cascade"]) == {"accuracy", "low", "high", "n", "groups"}
+    assert saved["bundle"] == str(bundle.folder)
+
+
+def test_a_bundle_of_other_classes_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    bundle = make_tiny_bundle(tmp_path / "bundle", class_names=("x", "y", "z"))
+    with pytest.raises(DatasetError, match="expected the same"):
+        evaluate_bundle(bundle, dataset, Silent())
+
+
+def test_the_command_line_prints_the_comparison(done: Done, store: Store) -> None:
+    shown = CliRunner().invoke(build(), ["compare", done.run_id, done.run_id, "--tracking-uri", store.uri, "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert {row["split"] for row in json.loads(shown.stdout)} == {"val", "test"}
