@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -23,7 +24,7 @@ from l2r2.images import decode
 from l2r2.types import make_metadata
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # type: ignore[import-untyped]
     from mlflow.models import Model
 
 DEFAULT_FOLDER = Path("mlruns")
@@ -115,10 +116,10 @@ class Store:
 
     def finished(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """Id of the newest finished run with all these tags."""
-        query = " and ".join([f"tags.`{name}` = '{value}'" for name, value in tags.items()])
-        runs = self.client.search_runs(
-            [self.experiment(experiment)], f"attributes.status = 'FINISHED' and {query}", max_results=1
+        query = " and ".join(
+            ["attributes.status = 'FINISHED'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())]
         )
+        runs = self.client.search_runs([self.experiment(experiment)], query, max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
     def adopt(self, run_id: str) -> Run:
@@ -272,12 +273,16 @@ class _PythonFunction:
         rows: Sequence[Mapping[str, Any]] = frame.to_dict(orient="records")
         answers = self._recognizer.recognize(
             [decode(row["image"], self._images) for row in rows],
-            [
-                make_metadata(**{k: v for k, v in row.items() if k != "image" and isinstance(v, str | int)})
-                for row in rows
-            ],
+            [make_metadata(**{k: _text(v) for k, v in row.items() if k != "image"}) for row in rows],
         )
         return [{"answer": a.answer.name, "probability": a.answer.probability} for a in answers]
+
+
+def _text(value: object) -> str | None:
+    """A cell as metadata; pandas has NaN for a gap, and then makes floats of the column's whole numbers."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else f"{value:g}"
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _load_pyfunc(path: str) -> _PythonFunction:

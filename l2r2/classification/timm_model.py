@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +57,7 @@ def create_network(model: str, classes: int, *, pretrained: bool = False) -> tor
     """
     timm = _timm()
     if model not in timm.list_models() and model not in timm.list_pretrained():
-        near = timm.list_models(f"*{model.split('.', maxsplit=1)[0][:8]}*")[:3]
+        near = difflib.get_close_matches(model, timm.list_models())
         raise ConfigError(f"timm has no model {model!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     try:
         network: torch.nn.Module = timm.create_model(model, pretrained=pretrained, num_classes=classes)
@@ -137,7 +139,7 @@ def _load(network: torch.nn.Module, state: Mapping[str, torch.Tensor], origin: s
     network.load_state_dict(own | fits)
 
 
-def _timm():  # type: ignore[no-untyped-def]
+def _timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:

@@ -12,6 +12,8 @@ from l2r2 import __version__
 from l2r2.cli import data, experiments
 from l2r2.errors import L2R2Error
 
+__all__ = ["build", "main"]
+
 app = typer.Typer(
     name="l2r2",
     help="Localize to Recognize Robustly: photographs in, calibrated answers out.",
@@ -54,7 +56,3 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("l2r2: interrupted; what was finished is kept, run it again to go on", err=True)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -73,7 +73,7 @@ class Dataset:
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change with any photograph, label, split, group or metadata value."""
         columns = ["digest", "label", "split", "group", *self.card.metadata]
-        text = self.table.select(columns).sort("split", "digest").write_csv()
+        text = self.table.select(columns).sort("split", *columns).write_csv()
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -140,12 +140,12 @@ def load_dataset(folder: Path) -> Dataset:
     Raises:
         DatasetError: the folder holds no data set, or one that cannot be read.
     """
+    for name in (CARD, TABLE):
+        if not (folder / name).exists():
+            raise DatasetError(f"{folder} is no data set: {name} is missing; make one with: l2r2 data --help")
     try:
         card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
         table = pl.read_parquet(folder / TABLE)
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename)).name
-        raise DatasetError(f"{folder} is no data set: {missing} is missing; make one with: l2r2 data --help") from None
     except (OSError, UnicodeDecodeError, ValidationError, pl.exceptions.PolarsError) as error:
         raise DatasetError(f"{folder} cannot be read: {str(error).splitlines()[0]}; make it again") from None
     absent = [column for column in (*REQUIRED, *card.metadata) if column not in table.columns]
@@ -169,7 +169,8 @@ def make_dataset(folder: Path, card: Card, table: pl.DataFrame, *, allow_duplica
     if table.is_empty():
         raise DatasetError("the table has no photographs; nothing to make a data set of")
     root = card.root or folder
-    table = table.with_columns(pl.col("path", "label", "split").cast(pl.String), pl.col(card.metadata).cast(pl.String))
+    values = pl.col(card.metadata).cast(pl.String).str.strip_chars().replace("", None)  # blank is not known
+    table = table.with_columns(pl.col("path", "label", "split").cast(pl.String), values)
     missing = [path for path in table["path"] if path is None or not (root / path).is_file()]
     if missing:
         raise DatasetError(f"{len(missing)} of {len(table)} photographs are missing, first {root / str(missing[0])}")
@@ -233,7 +234,7 @@ def check(table: pl.DataFrame, *, allow_duplicates: bool = False) -> None:
 
 def _plain_months(table: pl.DataFrame) -> pl.DataFrame:
     """Months as "1" to "12", whatever they came as ("05", "5.0"); the form that a request's month has."""
-    plain = table["month"].str.strip_chars().cast(pl.Float64, strict=False)
+    plain = table["month"].cast(pl.Float64, strict=False)
     wrong = table["month"].is_not_null() & ~(plain.is_in([float(m) for m in range(1, 13)])).fill_null(False)
     if wrong.any():
         raise DatasetError(f"month is {table['month'].filter(wrong)[0]!r}; expected 1 to 12 or nothing")

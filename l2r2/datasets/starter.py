@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import Field
 
 from l2r2.config import Settings
-from l2r2.datasets.dataset import CARD, Card, Dataset, load_dataset, make_dataset
+from l2r2.datasets.dataset import Card, load_dataset, make_dataset
 from l2r2.datasets.split import assign
 from l2r2.errors import DatasetError
 from l2r2.files import whole_file
@@ -173,11 +173,14 @@ def make_starter(out: Path, stamps: Path, scenes: Path, settings: StarterSetting
 
 
 def starter_is_there(out: Path, settings: StarterSettings) -> bool:
-    """Whether `out` already holds the whole set with these settings."""
-    if not (out / CARD).is_file():
+    """Whether `out` already holds the whole set with these settings; what cannot be read is made again."""
+    try:
+        dataset = load_dataset(out)
+    except DatasetError:
         return False
-    dataset: Dataset = load_dataset(out)
-    return dataset.card.notes.get("settings") == settings.digest() and all(path.is_file() for path in dataset.paths())
+    if dataset.card.notes.get("settings") != settings.digest():
+        return False
+    return all((out / name).is_file() for column in ("path", "mask") for name in dataset.table[column])
 
 
 def starter_size(settings: StarterSettings) -> int:

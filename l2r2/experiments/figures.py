@@ -81,7 +81,7 @@ def cost_curve(systems: Systems, splits: Mapping[str, Split], path: Path) -> Non
         ylabel="accuracy, %",
         title=f"gate at {systems.policy.threshold:.2f} (dots)",
     )
-    axis.legend()
+    axis.legend(loc="center right")
     _save(figure, path)
 
 

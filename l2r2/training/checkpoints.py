@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from l2r2.errors import ArtifactError
 from l2r2.files import whole_file
@@ -24,14 +24,14 @@ class SafetensorsCheckpointIO(CheckpointIO):
         tensors: dict[str, torch.Tensor] = {}
         tree = _flatten(checkpoint, tensors)
         with whole_file(Path(path)) as beside:
-            save_file(tensors, beside, {"tree": json.dumps(tree)})
+            beside.write_bytes(save(tensors, {"tree": json.dumps(tree)}))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 tree = json.loads(file.metadata()["tree"])
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is no checkpoint of ours: {error}; delete it to start anew") from error
         result = _restore(tree, tensors)
         assert isinstance(result, dict)

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from l2r2.types import Region, View
 
 WEIGHTS, LOGITS = "model.safetensors", "logits.parquet"
 
+FEATURE_BATCH = 8
+"""Photographs at once through a frozen backbone; larger batches only make the allocator return its memory."""
+
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 """Called after each epoch with its number and train_loss, val_loss, val_accuracy, learning_rate."""
 
@@ -44,7 +47,7 @@ class Fitted:
 
     Attributes:
         weights: The whole model, safetensors.
-        logits: Parquet: digest, split, label, found, logits; one row a photograph of every split.
+        logits: Parquet: digest, split, group, label, found, logits; one row a photograph of every split.
         best: Metrics of the epoch that was kept.
     """
 
@@ -73,13 +76,16 @@ def fit_classifier(
     Args:
         regions: Photograph's digest → region or None.
         folder: Of this fit alone; holds its checkpoint until it is done, then weights and logits.
-        features: Where a frozen backbone's features are kept for the next seed; None: nowhere.
+        features: Where a frozen, pretrained backbone's features are kept for the next seed; None: nowhere.
     Raises:
         TrainingError: the loss is not finite.
         DatasetError: no training photograph has a region.
     """
     pl.seed_everything(seed, workers=True, verbose=False)
-    network = build_network(settings, len(photographs.class_names))
+    network = build_network(settings, len(photographs.class_names)).to(
+        memory_format=torch.channels_last
+    )  # twice as fast
+    photographs = replace(photographs, table=photographs.table.sort("digest", "label"))  # features know no other order
     splits = {}
     for name in sorted(set(photographs.table["split"])):
         part = photographs.split(name)
@@ -90,7 +96,8 @@ def fit_classifier(
     }
     frozen = settings.trainable == "head"
     if frozen:
-        items = _features(network, items, settings, features)
+        pretrained = settings.checkpoint is not None or settings.weights != "none"
+        items = _features(network, items, settings, features if pretrained else None)
     keep = np.arange(len(splits["train"]))
     if view.startswith("FG"):
         keep = np.array([i for i, digest in enumerate(splits["train"].table["digest"]) if regions[digest] is not None])
@@ -129,7 +136,7 @@ def _features(
         with torch.inference_mode():
             for name, dataset in items.items():
                 plain, mirrored = [], []
-                for batch, _ in loader(dataset, settings.batch_size, settings.workers):
+                for batch, _ in loader(dataset, FEATURE_BATCH, settings.workers):
                     plain.append(_pooled(network, batch))
                     if name == "train" and settings.flip:
                         mirrored.append(_pooled(network, batch.flip(-1)))
@@ -174,7 +181,7 @@ def _train(
             max_epochs=settings.epochs,
             callbacks=[
                 best,
-                EarlyStopping("val_loss", patience=settings.patience, check_finite=True),
+                _Patience("val_loss", patience=settings.patience),
                 _Report(on_epoch),
             ],
             plugins=[SafetensorsCheckpointIO()],
@@ -227,6 +234,13 @@ def _score(
         )
     write_table(path, polars.concat(frames))
     return logits
+
+
+class _Patience(EarlyStopping):
+    """Stops early, and at once where the fit that is resumed had stopped."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        trainer.should_stop = self.wait_count >= self.patience
 
 
 class _Report(Callback):

@@ -28,20 +28,25 @@ class ViewClassifier(pl.LightningModule):
             which = (torch.rand(len(images), generator=draw) < 0.5).to(images.device)
             images = torch.where(which[:, None, None, None], images.flip(-1), images)
         loss: torch.Tensor = self._loss(self.network(images), labels)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the training loss is {loss.item()} in epoch {self.current_epoch}, batch {index}; expected a number; "
-                f"lower train.learning_rate (now {self._settings.learning_rate}) or look at the images"
-            )
+        self._check("training", loss, index)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _index: int) -> None:
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], index: int) -> None:
         images, labels = batch
         logits = self.network(images)
-        self.log("val_loss", nn.functional.cross_entropy(logits, labels), on_epoch=True, batch_size=len(images))
+        loss = nn.functional.cross_entropy(logits, labels)
+        self._check("validation", loss, index)
+        self.log("val_loss", loss, on_epoch=True, batch_size=len(images))
         right = (logits.argmax(dim=1) == labels).float().mean()
         self.log("val_accuracy", right, on_epoch=True, batch_size=len(images))
+
+    def _check(self, which: str, loss: torch.Tensor, index: int) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the {which} loss is {loss.item()} in epoch {self.current_epoch}, batch {index}; expected a number; "
+                f"lower train.learning_rate (now {self._settings.learning_rate}) or look at the images"
+            )
 
     def configure_optimizers(self) -> dict[str, object]:
         chosen = [p for p in self.network.parameters() if p.requires_grad]

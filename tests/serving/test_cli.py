@@ -22,7 +22,7 @@ from l2r2.errors import ArtifactError, ConfigError, MetadataError
 from tests.serving.running import PATIENCE_S
 from tests.tiny import BLUE, DARK_GREEN, MUDDY, RED, encode, make_photo, make_uniform
 
-L2R2 = [sys.executable, "-m", "l2r2.cli"]
+L2R2 = [sys.executable, "-m", "l2r2"]
 
 
 def l2r2(*arguments: object) -> subprocess.CompletedProcess[str]:
