@@ -140,11 +140,13 @@ def bundle(folder: Path, as_json: Json = False) -> None:
         return
     policy = manifest.policy
     typer.echo(f"{manifest.name} {found.version}: {len(manifest.class_names)} classes, made {manifest.created}")
-    typer.echo(f"  views {', '.join(f'{s} {v}' for s, v in manifest.views.items())}; models {manifest.model_names}")
+    for stage, view in manifest.views.items():
+        typer.echo(f"  {stage} looks at {view} with {manifest.model_names[stage]}")
     typer.echo(f"  FULL runs when FG's confidence is at most {policy.threshold:.3f}; then {policy.operator}")
     for source, values in manifest.prior.vocabularies.items():
         simulated = " (simulated)" if manifest.prior.simulated else ""
-        typer.echo(f"  {source}{simulated}: {', '.join(values[:12])}{' …' if len(values) > 12 else ''}")
+        shown = sorted(values, key=lambda value: (len(value), value)) if source == "month" else values
+        typer.echo(f"  {source}{simulated}: {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}")
     typer.echo(f"  data {manifest.dataset} {manifest.dataset_digest}, run {manifest.run_id}")
 
 
