@@ -94,6 +94,13 @@ class TrainSettings(Settings):
     """Loader processes."""
 
 
+class CalibrationSettings(Settings):
+    """How logits become probabilities."""
+
+    kind: Literal["single", "classwise"] = "single"
+    """One temperature, or one a class (greedy on the ECE; slow for many classes)."""
+
+
 class FusionSettings(Settings):
     """How FG and FULL become one answer."""
 
@@ -130,6 +137,7 @@ class Recipe(Settings):
     localizer: LocalizerSettings = LocalizerSettings()
     view: ViewSettings = ViewSettings()
     train: TrainSettings = TrainSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     fusion: FusionSettings = FusionSettings()
     gate: GateSettings = GateSettings()
     prior: PriorSettings = PriorSettings()

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("mlruns")
 ALIAS = "champion"
+_URI = "MLFLOW_TRACKING_URI"
 PACKAGES = (
     "l2r2",
     "torch",
@@ -88,8 +90,7 @@ class Store:
             BackendMissing: MLflow is not installed.
         """
         mlflow = _mlflow()
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or _default_uri()
-        mlflow.set_tracking_uri(self.uri)
+        self.uri = uri or os.environ.get(_URI) or _default_uri()
         self.client = mlflow.MlflowClient(self.uri)
 
     def experiment(self, name: str) -> str:
@@ -117,10 +118,13 @@ class Store:
 
     def finished(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """Id of the newest finished run with all these tags."""
+        known = self.client.get_experiment_by_name(experiment)
+        if known is None:
+            return None
         query = " and ".join(
             ["attributes.status = 'FINISHED'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())]
         )
-        runs = self.client.search_runs([self.experiment(experiment)], query, max_results=1)
+        runs = self.client.search_runs([known.experiment_id], query, max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
     def adopt(self, run_id: str) -> Run:
@@ -173,7 +177,7 @@ class Store:
         """
         from mlflow.models import Model
 
-        with _quiet():
+        with _quiet(), _current(self.uri):
             info = Model.log(
                 None, _Flavor, name="bundle", run_id=run_id, registered_model_name=name, bundle_folder=bundle.folder
             )
@@ -305,7 +309,20 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def _metric_name(name: str) -> str:
     """MLflow takes letters, digits, and _ - . space : / in a name."""
-    return name.replace("⊕", " ").replace("×", "x").replace("*", "best").replace("+", "and ")
+    return name.replace("⊕", " ").replace("×", "x").replace("*", "best").replace("+", " and ").replace(",", "")
+
+
+@contextmanager
+def _current(uri: str) -> Iterator[None]:
+    """Make a store the one that MLflow's own functions use; they ask a global, which is put back as it was."""
+    mlflow, before = _mlflow(), os.environ.get(_URI)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ[_URI] = before
 
 
 @contextmanager
@@ -314,7 +331,9 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with redirect_stderr(io.StringIO()):  # MLflow prints what it registered
+        # MLflow prints what it registered, and warns of type hints that are none of its business.
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
         logger.setLevel(level)

@@ -87,9 +87,9 @@ def evaluate(
 
     store = Store(tracking_uri)
     folder = store.fetch(bundle) if bundle.startswith("models:/") else Path(bundle)
-    photographs = load_dataset(data)
+    photographs, checked = load_dataset(data), load_bundle(folder)
     with progress_bars() as bars:
-        result = evaluate_bundle(load_bundle(folder), photographs, bars, store, timed)
+        result = evaluate_bundle(checked, photographs, bars, store, timed)
     if out is not None:
         result.save(out)
     if as_json:
@@ -102,6 +102,9 @@ def evaluate(
     typer.echo(f"photographs that skipped FULL: {shares}")
     times = ", ".join(f"{stage} {ms:.1f}" for stage, ms in result.stage_ms.items())
     typer.echo(f"ms a photograph (median of {result.timed}, one thread): {times}")
+    if store.has(checked.manifest.run_id):
+        for path in sorted(store.download(checked.manifest.run_id, "figures").iterdir()):
+            typer.echo(f"figure: {path}")
 
 
 def compare(first: str, second: str, tracking_uri: Uri = None, as_json: Json = False) -> None:

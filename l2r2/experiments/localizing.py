@@ -9,7 +9,7 @@ from functools import partial
 from l2r2 import weights
 from l2r2.config import ImageSettings, LocalizerSettings, Recipe
 from l2r2.datasets import Dataset
-from l2r2.errors import DatasetError
+from l2r2.errors import ConfigError, DatasetError
 from l2r2.files import sha256
 from l2r2.images import read
 from l2r2.localization import RegionCache, SaliencyLocalizer
@@ -21,9 +21,16 @@ MASKED = frozenset({View.FG_M, View.BG_S})
 
 
 def make_localizer(settings: LocalizerSettings, *, masks: bool) -> SaliencyLocalizer:
-    """The packaged U²-Netp on ONNX Runtime, one thread an inference."""
+    """The packaged U²-Netp on ONNX Runtime, one thread an inference.
+
+    Raises:
+        ConfigError: another size than the packaged file takes.
+    """
     path = weights.fetch(settings.name)
     session = OnnxRuntimeSession(path, threads=1)
+    side = next(iter(session.inputs.values()))[-1]
+    if isinstance(side, int) and side != settings.size_px:
+        raise ConfigError(f"localizer.size_px is {settings.size_px}; the packaged {settings.name} takes {side}")
     return SaliencyLocalizer(session, settings, sha256(path), input_name=next(iter(session.inputs)), masks=masks)
 
 

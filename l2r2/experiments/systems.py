@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
-from l2r2.calibration import Temperature, fit_temperature
+from l2r2.calibration import Temperature, fit_classwise_temperature, fit_temperature
 from l2r2.cascade import Policy, choose_threshold
 from l2r2.config import Recipe
 from l2r2.datasets import Dataset
@@ -26,8 +26,8 @@ from l2r2.fusion import (
     fit_threshold,
     fit_weighted_logits,
 )
-from l2r2.logspace import LogProbs
-from l2r2.priors import Priors, count_priors, fit_priors
+from l2r2.logspace import LogProbs, log_normalize
+from l2r2.priors import Priors, count_priors, df20_scores, fit_priors
 from l2r2.types import Metadata, Stage
 
 Member = tuple[Stage, int]
@@ -105,7 +105,8 @@ class Pair:
 def fit_pair(splits: Mapping[str, Split], first: Member, second: Member, recipe: Recipe) -> Pair:
     """Fit temperatures and operators: WL and FC on the split that the recipe names, all else on validation."""
     val = splits["val"]
-    temperatures = (fit_temperature(val.logits[first], val.labels), fit_temperature(val.logits[second], val.labels))
+    fit = fit_temperature if recipe.calibration.kind == "single" else fit_classwise_temperature
+    temperatures = (fit(val.logits[first], val.labels), fit(val.logits[second], val.labels))
     source = splits[recipe.fusion.fit_on]
     pair = Pair(first, second, temperatures, {}, "")
     a, b = pair.evidence(val, np.zeros_like(val.logits[first]))
@@ -149,6 +150,7 @@ class Systems:
         found |= {f"{stage}×2": pair.fuse(pair.best, split) for stage, pair in self.doubles.items()}
         found["cascade"] = self._cascade(split, nothing)
         found |= {"FULL+metadata": full_known.belief, "FG+metadata": fg_known.belief}
+        found["FG+metadata, df20"] = _log(df20_scores(self.priors, np.exp(fg.belief), split.metadata))
         found["cascade+metadata"] = self._cascade(split, prior)
         found["cascade+shuffled metadata"] = self._cascade(split, control)
         return found
@@ -210,6 +212,11 @@ def shuffle(split: Split) -> list[Metadata]:
     """A split's metadata on other photographs: always the same way, and another way for each split."""
     order = np.random.default_rng(list(split.name.encode())).permutation(len(split.metadata))
     return [split.metadata[i] for i in order]
+
+
+def _log(scores: Float64[np.ndarray, "n k"]) -> LogProbs:
+    """Unsmoothed scores may be 0; one that underflows stays the least likely."""
+    return log_normalize(np.log(np.maximum(scores, np.finfo(np.float64).tiny)))
 
 
 def _priors(

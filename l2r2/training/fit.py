@@ -175,12 +175,14 @@ def _train(
 ) -> int:
     """Run Lightning; leaves the best epoch's weights in `trained` and gives its number."""
     module = ViewClassifier(trained, settings, seed, mirror=mirror)
-    best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss", save_last=True)
+    best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_loss")
+    each = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)  # save_last skips worse epochs
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=settings.epochs,
             callbacks=[
                 best,
+                each,
                 _Patience("val_loss", patience=settings.patience),
                 _Report(on_epoch),
             ],
@@ -248,12 +250,15 @@ class _Report(Callback):
 
     def __init__(self, on_epoch: OnEpoch | None) -> None:
         self._on_epoch = on_epoch
+        self._learning_rate = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])  # at the end it is the next epoch's
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         if self._on_epoch is not None:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            metrics["learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
-            self._on_epoch(trainer.current_epoch, metrics)
+            self._on_epoch(trainer.current_epoch, metrics | {"learning_rate": self._learning_rate})
 
 
 @contextmanager

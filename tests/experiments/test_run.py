@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from l2r2.cli import build
-from l2r2.config import Recipe
+from l2r2.config import LocalizerSettings, Recipe
 from l2r2.datasets import Dataset
 from l2r2.datasets.user import from_folder
-from l2r2.errors import ArtifactError, DatasetError, InputError
+from l2r2.errors import ArtifactError, ConfigError, DatasetError, InputError
 from l2r2.experiments import load_experiment, run_experiment
 from l2r2.experiments.compare import compare_runs
 from l2r2.experiments.evaluate import evaluate_bundle
-from l2r2.experiments.localizing import fill_regions
+from l2r2.experiments.localizing import fill_regions, make_localizer
 from l2r2.experiments.run import Done
 from l2r2.tracking import Store
 from l2r2.types import Pixels, Region, Stage
@@ -176,3 +176,13 @@ def test_the_command_line_prints_the_comparison(done: Done, store: Store) -> Non
     shown = CliRunner().invoke(build(), ["compare", done.run_id, done.run_id, "--tracking-uri", store.uri, "--json"])
     assert shown.exit_code == 0, shown.output
     assert {row["split"] for row in json.loads(shown.stdout)} == {"val", "test"}
+
+
+def test_a_localizer_size_that_the_packaged_file_cannot_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"localizer\.size_px is 256; the packaged u2netp takes 320"):
+        make_localizer(LocalizerSettings(size_px=256), masks=False)
+
+
+def test_looking_for_an_unknown_experiment_makes_none(store: Store) -> None:
+    assert store.finished("typo", {"kind": "experiment"}) is None
+    assert store.client.get_experiment_by_name("typo") is None

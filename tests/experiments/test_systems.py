@@ -66,7 +66,7 @@ def accuracy(systems: Systems, split: Split, name: str) -> float:
 
 def test_every_row_of_the_paper_is_there(systems: Systems, splits: dict[str, Split]) -> None:
     expected = {f"FG⊕{name} FULL" for name in ("max", "smax", "R", "avg", "wavg", "FC", "WL", "*")}
-    expected |= {"FULL", "FG", "FULL×2", "FG×2", "cascade", "FULL+metadata", "FG+metadata"}
+    expected |= {"FULL", "FG", "FULL×2", "FG×2", "cascade", "FULL+metadata", "FG+metadata", "FG+metadata, df20"}
     expected |= {"cascade+metadata", "cascade+shuffled metadata"}
     assert set(systems.answers(splits["iid"])) == expected
 
@@ -107,6 +107,11 @@ def test_a_gate_that_the_recipe_gives_is_used(splits: dict[str, Split]) -> None:
 def test_the_cascade_takes_every_operator(splits: dict[str, Split], operator: str) -> None:
     fitted = fit_systems(splits, make_recipe(fusion=FusionSettings(operator=operator)))
     assert accuracy(fitted, splits["iid"], "cascade") > 0.8
+
+
+def test_class_wise_temperatures_are_one_a_class(splits: dict[str, Split]) -> None:
+    fitted = fit_systems(splits, make_recipe(calibration={"kind": "classwise"}))
+    assert [len(t.values) for t in fitted.policy.temperatures.values()] == [K, K]
 
 
 def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split]) -> None:

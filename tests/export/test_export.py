@@ -185,7 +185,6 @@ def tracked(experiment: Experiment, tmp_path: Path) -> tuple[Store, str]:
     return store, run.id
 
 
-@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")  # MLflow's own, when its pyfunc is first imported
 @pytest.mark.usefixtures("quick")
 def test_the_command_exports_registers_and_then_keeps(
     tracked: tuple[Store, str], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
