@@ -201,7 +201,8 @@ class Store:
         """
         mlflow = _mlflow()
         try:
-            return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self.uri))
+            with _current(self.uri):
+                return Path(mlflow.artifacts.download_artifacts(uri))
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise ArtifactError(

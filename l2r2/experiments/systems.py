@@ -49,7 +49,8 @@ class Split:
 
 def load_splits(dataset: Dataset, tables: Mapping[Member, Path], sources: Sequence[str]) -> dict[str, Split]:
     """Join the classifiers' logits tables with the data set, by digest."""
-    frames = {member: pl.read_parquet(path) for member, path in tables.items()}
+    # Two copies of a photograph in one split have one row of logits each, and the same.
+    frames = {member: pl.read_parquet(path).unique(["digest", "split"]) for member, path in tables.items()}
     first = next(iter(frames.values()))
     splits = {}
     for name in first["split"].unique().sort():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from l2r2.config import FusionSettings, GateSettings, Recipe
+from l2r2.datasets import Card, Dataset
 from l2r2.errors import ConfigError
 from l2r2.experiments.run import stages_of
-from l2r2.experiments.systems import Split, Systems, fit_systems, shuffle
+from l2r2.experiments.systems import Split, Systems, fit_systems, load_splits, shuffle
 from l2r2.experiments.tables import ORACLE, accuracies, markdown, metrics, predictions
 from l2r2.types import Stage, View
 
@@ -153,3 +156,16 @@ def test_metrics_name_split_and_system(systems: Systems, splits: dict[str, Split
 def test_a_recipe_without_one_foreground_view_and_full_is_refused(views: tuple[View, ...]) -> None:
     with pytest.raises(ConfigError, match="expected FULL and one of FG_C, FG_M"):
         stages_of(make_recipe(views=views))
+
+
+def test_two_copies_of_a_photograph_in_one_split_keep_two_rows(tmp_path: Path) -> None:
+    rows = [("a", "x", "train"), ("b", "y", "train"), ("a", "x", "train"), ("c", "x", "val"), ("d", "y", "val")]
+    columns = ["digest", "label", "split"]
+    table = pl.DataFrame(rows, schema=columns, orient="row").with_columns(path="digest", group="digest")
+    dataset = Dataset(tmp_path, Card(name="copies"), table)
+    logits = table.select("digest", "split").with_columns(
+        found=pl.lit(True), logits=pl.Series(np.arange(10, dtype=np.float32).reshape(5, 2))
+    )
+    logits.write_parquet(tmp_path / "logits.parquet")
+    split = load_splits(dataset, {FG: tmp_path / "logits.parquet"}, ())["train"]
+    assert len(split.labels) == len(split.found) == len(split.logits[FG]) == 3

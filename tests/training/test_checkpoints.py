@@ -130,6 +130,7 @@ def test_a_full_disk(dataset, tmp_path):
         from tests.training.noise import fit
 
         folder = Path({str(tmp_path)!r})
+        torch.set_num_threads(1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         for write in (

@@ -176,7 +176,7 @@ def test_a_test_set_with_unknown_labels_is_not_scored(dataset, tmp_path):
 def test_a_loss_that_is_no_number(dataset, tmp_path):
     with pytest.raises(
         TrainingError,
-        match=r"^the training loss is (nan|inf) in epoch 0, batch 1; expected a number; "
+        match=r"^the training loss is nan in epoch 0, batch [12]; expected a number; "
         r"lower train\.learning_rate \(now 1e\+30\) or look at the images$",
     ):
         fit(dataset, tmp_path, learning_rate=1e30)

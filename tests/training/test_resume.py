@@ -16,7 +16,7 @@ from tests.training.noise import TRAINABLE, fit
 kinds = pytest.mark.parametrize("kind", TRAINABLE)
 
 
-class Stop(Exception):
+class PlugPulled(Exception):  # noqa: N818  no error, an event
     """Pulls the plug inside the process."""
 
 
@@ -25,15 +25,15 @@ def stop_at(last):
 
     def on_epoch(epoch, _):
         if epoch == last:
-            raise Stop
+            raise PlugPulled
 
     return on_epoch
 
 
 @pytest.fixture
-def stopped(dataset, tmp_path, request):
+def stopped(dataset, tmp_path):
     """A folder in which a fit was stopped in epoch 2 of 0 to 3."""
-    with pytest.raises(Stop):
+    with pytest.raises(PlugPulled):
         fit(dataset, tmp_path, trainable="head", on_epoch=stop_at(2))
     return tmp_path
 
@@ -43,8 +43,11 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, uninterrupted, tmp_pat
     program = f"""
         import time
         from pathlib import Path
+        import torch
         from l2r2.datasets import load_dataset
         from tests.training.noise import fit
+
+        torch.set_num_threads(1)
 
         def on_epoch(epoch, _):
             print(epoch, flush=True)
@@ -71,16 +74,15 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, uninterrupted, tmp_pat
 @pytest.mark.parametrize("ends", [(0,), (1, 1, 3)])
 def test_stopped_more_than_once(dataset, uninterrupted, tmp_path, kind, ends):
     for end in ends:
-        with pytest.raises(Stop):
+        with pytest.raises(PlugPulled):
             fit(dataset, tmp_path, trainable=kind, on_epoch=stop_at(end))
     assert fit(dataset, tmp_path, trainable=kind).weights.read_bytes() == uninterrupted[kind].weights.read_bytes()
 
 
 def stopped_before_scoring(dataset, folder, monkeypatch, **changes):
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_score", stop_at(None))
         patch.setattr(fit_module, "_score", lambda *_: stop_at(0)(0, None))
-        with pytest.raises(Stop):
+        with pytest.raises(PlugPulled):
             fit(dataset, folder, trainable="head", **changes)
 
 
@@ -114,7 +116,7 @@ def test_checkpoints_are_safetensors(stopped):
 def test_nothing_is_pickled(dataset, tmp_path, monkeypatch):
     for name in ("load", "save"):
         monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("torch's pickles were used"))
-    with pytest.raises(Stop):
+    with pytest.raises(PlugPulled):
         fit(dataset, tmp_path, trainable="head", on_epoch=stop_at(2))
     fit(dataset, tmp_path, trainable="head")
 
