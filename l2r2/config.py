@@ -88,7 +88,7 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     flip: bool = True
     """Mirror half of the training views."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1), min_length=1)
     """One classifier a view and seed; the first is deployed."""
     workers: int = Field(0, ge=0)
     """Loader processes."""
