@@ -17,7 +17,8 @@ setup: $(READY)
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old; L2R2 needs 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar on --editable '.[dev]'
+	@echo "installing into $(VENV): some minutes, about 7 GB"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)
