@@ -41,7 +41,7 @@ def confusion_matrices(answers: Mapping[str, LogProbs], split: Split, class_name
     """Rows are the truth; counts. Above 30 classes the numbers are left out."""
     shown = [name for name in ("FULL", "FG", "cascade") if name in answers]
     k = len(class_names)
-    figure, axes = _figure(1, len(shown), 4 * len(shown), 4)
+    figure, axes = _figure(1, len(shown), 4 * len(shown), 4.8)
     for axis, name in zip(axes.flat, shown, strict=True):
         counts = np.zeros((k, k), dtype=int)
         np.add.at(counts, (split.labels, answers[name].argmax(axis=1)), 1)
