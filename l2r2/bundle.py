@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from l2r2.calibration import Temperature
 from l2r2.cascade import Policy
 from l2r2.classification import SessionClassifier
-from l2r2.config import ImageSettings, LocalizerSettings, Settings, ViewSettings
+from l2r2.config import ImageSettings, SaliencySettings, Settings, ViewSettings
 from l2r2.errors import ArtifactError, ConfigError
 from l2r2.files import sha256, whole_folder
 from l2r2.fusion import make_operator
@@ -68,7 +68,7 @@ class Manifest(Settings):
     """UTC, ISO 8601."""
     class_names: tuple[str, ...] = Field(min_length=2)
     images: ImageSettings
-    localizer: LocalizerSettings
+    localizer: SaliencySettings
     localizer_masks: bool
     views: dict[Stage, View]
     view: ViewSettings

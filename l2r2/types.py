@@ -46,6 +46,8 @@ class View(StrEnum):
     """The whole photograph, the foreground's mask filled: its shape stays."""
     BG_B = "BG_B"
     """The whole photograph, the foreground's box filled."""
+    CENTERCROP = "CENTERCROP"
+    """The middle of the photograph, wherever the foreground is: what localizing is held against (section 5.2)."""
 
 
 class Stage(StrEnum):
@@ -191,6 +193,20 @@ class Localizer(Protocol):
 
     def locate(self, photos: Photos) -> list[Region | None]:
         """One region or None a photograph, in order; an empty sequence gives an empty list."""
+        ...
+
+
+@runtime_checkable
+class InformedLocalizer(Protocol):
+    """Finds the foreground knowing more than the pixels say: ground truth, or the label's words. For experiments."""
+
+    @property
+    def key(self) -> str:
+        """As `Localizer.key`."""
+        ...
+
+    def locate_known(self, photo: Pixels, row: Mapping[str, object]) -> Region | None:
+        """The region of one photograph, whose row of the data set's table is at hand; "words" is the label in words."""
         ...
 
 

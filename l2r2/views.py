@@ -19,22 +19,23 @@ Square = UInt8[np.ndarray, "size size 3"]
 def render(photo: Pixels, region: Region | None, view: View, settings: ViewSettings) -> Square:
     """Make one view of a photograph, in whole colours.
 
-    Without a region every view is FULL, laid out as that view would be: the paper's fallback (appendix C.1,
-    footnote 4).
+    Without a region every view but CENTERCROP is FULL, laid out as that view would be: the paper's fallback (appendix
+    C.1, footnote 4).
 
     Returns:
         `settings.size_px` square, RGB, [0, 255]; bicubic with antialiasing.
     Raises:
         InputError: FG_M or BG_S is asked of a region without a mask, or the region lies outside the photograph.
     """
+    if view is View.CENTERCROP:
+        return _fit(photo, _middle(photo, settings.center_share), "squash", settings)
     if view is View.FULL or region is None:
         whole = (0, 0, photo.shape[1], photo.shape[0])
-        fit = settings.full_fit if view not in {View.FG_C, View.FG_M} else "pad"
-        return _fit(photo, whole, fit, settings)
+        return _fit(photo, whole, settings.fg_fit if view in {View.FG_C, View.FG_M} else settings.full_fit, settings)
     if view in {View.FG_C, View.FG_M}:
         if view is View.FG_M:
             photo = keep_foreground(photo, _mask(region, photo, view), settings.fill_rgb)
-        return _fit(photo, crop_box(region, photo.shape[1], photo.shape[0], settings.margin), "pad", settings)
+        return _fit(photo, crop_box(region, photo.shape[1], photo.shape[0], settings.margin), settings.fg_fit, settings)
     if view is View.BG_S:
         photo = fill_foreground(photo, _mask(region, photo, view), settings.fill_rgb)
     else:
@@ -91,6 +92,13 @@ def box_mask(region: Region, width: int, height: int) -> Mask:
     mask = np.zeros((height, width), dtype=bool)
     mask[y0:y1, x0:x1] = True
     return mask
+
+
+def _middle(photo: Pixels, share: float) -> tuple[int, int, int, int]:
+    height, width = photo.shape[:2]
+    side = max(1, round(share * min(width, height)))
+    x0, y0 = (width - side) // 2, (height - side) // 2
+    return x0, y0, x0 + side, y0 + side
 
 
 def _mask(region: Region, photo: Pixels, view: View) -> Mask:

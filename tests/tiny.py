@@ -18,7 +18,7 @@ from PIL import Image
 from l2r2.bundle import Bundle, Manifest, PolicyManifest, PriorManifest, write_bundle
 from l2r2.calibration import Temperature
 from l2r2.cascade import Policy
-from l2r2.config import ImageSettings, LocalizerSettings, ViewSettings
+from l2r2.config import ImageSettings, SaliencySettings, ViewSettings
 from l2r2.fusion import make_operator
 from l2r2.priors import count_priors
 from l2r2.types import Pixels, Stage, View
@@ -66,7 +66,7 @@ def make_tiny_manifest(**changes: Any) -> Manifest:
         "created": "2025-01-01T00:00:00Z",
         "class_names": CLASSES,
         "images": ImageSettings(),
-        "localizer": LocalizerSettings(size_px=256),
+        "localizer": SaliencySettings(size_px=256),
         "localizer_masks": False,
         "views": {Stage.FG: View.FG_C, Stage.FULL: View.FULL},
         "view": ViewSettings(size_px=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from l2r2 import weights
 from l2r2.bundle import MANIFEST, Bundle, Manifest, write_bundle
 from l2r2.classification import SessionClassifier
+from l2r2.config import SaliencySettings
 from l2r2.datasets import Dataset
 from l2r2.errors import DatasetError, ExportError
 from l2r2.experiments import Experiment
@@ -98,7 +99,8 @@ def _export(experiment: Experiment, folder: Path, on_step: OnStep) -> tuple[dict
     recipe, context = experiment.recipe, experiment.context
     models = {"localizer": folder / "localizer.onnx"}
     on_step(0, STEPS[0])
-    localizer.export_saliency(weights.fetch(recipe.localizer.name), models["localizer"], recipe.localizer.size_px)
+    found_by = _saliency(experiment)
+    localizer.export_saliency(weights.fetch(found_by.name), models["localizer"], found_by.size_px)
     references: dict[Stage, Classifier] = {}
     for done, stage in enumerate(Stage, start=1):
         on_step(done, STEPS[done])
@@ -122,7 +124,7 @@ def _compare(
     chosen = evenly(len(validation), slice_size)
     paths, metadata = validation.paths(), validation.metadata(recipe.prior.sources)
     photos = Photographs([paths[i] for i in chosen], recipe.images)
-    source = weights.fetch(recipe.localizer.name)
+    source = weights.fetch(_saliency(experiment).name)
     before, after = (_localizer(experiment, file) for file in (source, models["localizer"]))
     exported = {
         stage: SessionClassifier(
@@ -156,7 +158,7 @@ def _localizer(experiment: Experiment, file: Path) -> SaliencyLocalizer:
     session = OnnxRuntimeSession(file, THREADS)
     return SaliencyLocalizer(
         Remembering(session),
-        experiment.recipe.localizer,
+        _saliency(experiment),
         sha256(file),
         input_name=next(iter(session.inputs)),
         masks=_masks(experiment),
@@ -192,7 +194,7 @@ def _manifest(experiment: Experiment, parity: Parity) -> Manifest:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         class_names=context.class_names,
         images=recipe.images,
-        localizer=recipe.localizer,
+        localizer=_saliency(experiment),
         localizer_masks=_masks(experiment),
         views=context.views,
         view=context.view,
@@ -206,6 +208,13 @@ def _manifest(experiment: Experiment, parity: Parity) -> Manifest:
         parity=parity,
         validation=context.validation,
     )
+
+
+def _saliency(experiment: Experiment) -> SaliencySettings:
+    settings = experiment.recipe.localizer
+    if not isinstance(settings, SaliencySettings):
+        raise ExportError(f"localizer {settings.name!r} has no export yet; expected u2netp")
+    return settings
 
 
 def _masks(experiment: Experiment) -> bool:

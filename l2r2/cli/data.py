@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from l2r2.cli.progress import progress_bars
-from l2r2.config import LocalizerSettings, find_recipe, load_recipe
+from l2r2.config import SaliencySettings, find_recipe, load_recipe
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the data set's table (and photographs, if any are made).")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
@@ -99,7 +99,7 @@ def localize(
 
     photographs = load_dataset(dataset)
     if recipe is None:
-        localizer = make_localizer(LocalizerSettings(), masks=masks)
+        localizer = make_localizer(SaliencySettings(), masks=masks)
     else:
         localizer = localizer_of(load_recipe(find_recipe(recipe)))
     with progress_bars() as bars:

@@ -48,6 +48,12 @@ class Card(Settings):
     """Columns that are metadata sources."""
     simulated_metadata: bool = False
     """Drawn from a table rather than observed."""
+    classes: tuple[str, ...] | None = None
+    """Of a data set that has test sets only (nothing is trained or chosen on it); None: the labels of train."""
+    words: dict[str, str] = {}
+    """Label → how to say it in a prompt; a label that is not there is said as it is, `_` as a blank."""
+    hazardous: tuple[str, ...] = ()
+    """Labels whose confusion can do harm (poisonous species)."""
     notes: dict[str, str | int | float] = {}
 
 
@@ -58,7 +64,7 @@ class Dataset:
     Attributes:
         folder: Where the table lies.
         table: See the module's docstring.
-        class_names: Sorted labels of the training split; the order of every logit column.
+        class_names: Sorted labels of the training split, or the card's; the order of every logit column.
     """
 
     folder: Path
@@ -67,7 +73,13 @@ class Dataset:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
+        if self.card.classes is not None:
+            return self.card.classes
         return tuple(sorted(self.table.filter(pl.col("split") == "train")["label"].unique().drop_nulls()))
+
+    def words(self, label: str) -> str:
+        """A label as a prompt says it."""
+        return self.card.words.get(label, label.replace("_", " "))
 
     @cached_property
     def digest(self) -> str:
@@ -180,7 +192,10 @@ def make_dataset(folder: Path, card: Card, table: pl.DataFrame, *, allow_duplica
         table = table.with_columns(digest=pl.Series([sha256(root / path) for path in table["path"]]))
     group = pl.col("group").cast(pl.String) if "group" in table.columns else pl.lit(None, pl.String)
     table = table.with_columns(group=group.fill_null(pl.col("digest")))
-    check(table, allow_duplicates=allow_duplicates)
+    if card.classes is None:
+        check(table, allow_duplicates=allow_duplicates)
+    else:
+        check_test_only(table, card.classes)
     dataset = Dataset(folder, card, table)
     dataset.save()
     return dataset
@@ -230,6 +245,24 @@ def check(table: pl.DataFrame, *, allow_duplicates: bool = False) -> None:
         raise DatasetError(
             f"{paths[0]} and {paths[1]} are the same photograph, in {twin[1]}; remove one or pass --allow"
         )
+
+
+def check_test_only(table: pl.DataFrame, classes: Sequence[str]) -> None:
+    """Refuse a table of test sets that has something to train on, or a class that the card does not name.
+
+    Raises:
+        DatasetError: which.
+    """
+    names = set(classes)
+    if len(classes) < 2 or len(names) != len(classes):
+        raise DatasetError(
+            f"the card has {len(classes)} classes, {len(names)} distinct; expected two or more, once each"
+        )
+    if table["split"].null_count() or set(table["split"]) & set(FITTING):
+        raise DatasetError("a data set with its own list of classes has test sets only; expected no train, no val")
+    strange = sorted(set(table["label"].drop_nulls()) - names)
+    if strange:
+        raise DatasetError(f"label {strange[0]!r} is not in the card's list of {len(classes)} classes")
 
 
 def _plain_months(table: pl.DataFrame) -> pl.DataFrame:

@@ -5,22 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 from l2r2 import weights
-from l2r2.config import ImageSettings, LocalizerSettings, Recipe
+from l2r2.config import DetectorSettings, ImageSettings, LocalizerSettings, Recipe, SaliencySettings, TruthSettings
 from l2r2.datasets import Dataset
 from l2r2.errors import ConfigError, DatasetError
 from l2r2.files import sha256
 from l2r2.images import read
 from l2r2.localization import RegionCache, SaliencyLocalizer
 from l2r2.runtimes import OnnxRuntimeSession
-from l2r2.types import Localizer, Region, View
+from l2r2.types import InformedLocalizer, Localizer, Region, View
+
+AnyLocalizer = Localizer | InformedLocalizer
 
 MASKED = frozenset({View.FG_M, View.BG_S})
 """Views that need more than a box."""
 
 
-def make_localizer(settings: LocalizerSettings, *, masks: bool) -> SaliencyLocalizer:
+def make_localizer(settings: LocalizerSettings, *, masks: bool) -> AnyLocalizer:
+    """What the settings name: the packaged U²-Netp, a detector (with SAM), or the data set's ground truth.
+
+    Raises:
+        ConfigError: settings that do not fit together.
+        BackendMissing, BackendError, ArtifactError: packages or weights that cannot be had.
+    """
+    if isinstance(settings, TruthSettings):
+        from l2r2.localization.truth import TruthLocalizer
+
+        return TruthLocalizer(settings)
+    if isinstance(settings, DetectorSettings):
+        from l2r2.localization.detecting import make_detecting_localizer
+
+        if masks and settings.segmenter is None:
+            raise ConfigError("FG_M and BG_S need masks, which a detector has from SAM; set localizer.segmenter")
+        return make_detecting_localizer(settings)
+    return make_saliency(settings, masks=masks)
+
+
+def make_saliency(settings: SaliencySettings, *, masks: bool) -> SaliencyLocalizer:
     """The packaged U²-Netp on ONNX Runtime, one thread an inference.
 
     Raises:
@@ -34,18 +57,26 @@ def make_localizer(settings: LocalizerSettings, *, masks: bool) -> SaliencyLocal
     return SaliencyLocalizer(session, settings, sha256(path), input_name=next(iter(session.inputs)), masks=masks)
 
 
-def localizer_of(recipe: Recipe) -> SaliencyLocalizer:
+def localizer_of(recipe: Recipe) -> AnyLocalizer:
     """The localizer that a recipe asks for; with masks if one of its views needs them."""
     return make_localizer(recipe.localizer, masks=bool(MASKED & set(recipe.views)))
 
 
-def fill_regions(dataset: Dataset, localizer: Localizer, images: ImageSettings = ImageSettings()) -> Iterator[int]:
+def fill_regions(dataset: Dataset, localizer: AnyLocalizer, images: ImageSettings = ImageSettings()) -> Iterator[int]:
     """Locate every photograph that the cache does not know; yields how many each step added."""
-    photos = [
-        (digest, partial(read, path, images))
-        for digest, path in zip(dataset.table["digest"], dataset.paths(), strict=True)
+    rows = dataset.table.iter_rows(named=True)
+    jobs = [
+        (row["digest"], partial(_find, localizer, path, row | {"words": dataset.words(row["label"] or "")}, images))
+        for row, path in zip(rows, dataset.paths(), strict=True)
     ]
-    yield from region_cache(dataset, localizer.key).fill(photos, localizer, workers=os.cpu_count() or 1)
+    yield from region_cache(dataset, localizer.key).fill(jobs, workers=os.cpu_count() or 1)
+
+
+def _find(localizer: AnyLocalizer, path: Path, row: Mapping[str, object], images: ImageSettings) -> Region | None:
+    photo = read(path, images)
+    if isinstance(localizer, InformedLocalizer):
+        return localizer.locate_known(photo, row)
+    return localizer.locate([photo])[0]
 
 
 def known_regions(dataset: Dataset, localizer_key: str) -> Mapping[str, Region | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,10 @@ from PIL import Image
 
 from l2r2.errors import ArtifactError
 from l2r2.files import write_table
-from l2r2.types import Localizer, Mask, Pixels, Region
+from l2r2.types import Mask, Region
+
+Find = Callable[[], Region | None]
+"""Loads one photograph and locates its foreground."""
 
 _SCHEMA = {
     "digest": pl.String,
@@ -25,7 +29,8 @@ _SCHEMA = {
     "score": pl.Float64,
     "mask_png": pl.Binary,
 }
-_SHARD = 32
+_SHARD, _SHARD_S = 32, 10.0
+"""A shard is written when it has so many photographs, or after so many seconds."""
 
 
 class RegionCache:
@@ -57,28 +62,34 @@ class RegionCache:
                 regions[digest] = None if x0 is None else Region((x0, y0, x1, y1), score, mask)
         return regions
 
-    def fill(
-        self, photos: Sequence[tuple[str, Callable[[], Pixels]]], localizer: Localizer, workers: int = 1
-    ) -> Iterator[int]:
+    def fill(self, photos: Sequence[tuple[str, Find]], workers: int = 1) -> Iterator[int]:
         """Locate what is missing; yields how many photographs each finished shard added.
 
         Args:
-            photos: Digest and how to load the pixels; a digest that occurs twice is looked at once.
+            photos: Digest and how to find its region; a digest that occurs twice is looked at once.
             workers: Threads; each locates one photograph at a time.
         """
         known = self.load()
-        todo = [(digest, load) for digest, load in dict(photos).items() if digest not in known]
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(todo), _SHARD):
-                shard = todo[start : start + _SHARD]
-                regions = list(pool.map(lambda item: localizer.locate([item[1]()])[0], shard))
-                frame = pl.DataFrame(
-                    [_row(digest, region) for (digest, _), region in zip(shard, regions, strict=True)],
-                    schema=_SCHEMA,
-                    orient="row",
-                )
-                write_table(self.folder / f"{secrets.token_hex(8)}.parquet", frame)
-                yield len(shard)
+        todo = {digest: find for digest, find in dict(photos).items() if digest not in known}
+        pool = ThreadPoolExecutor(workers)
+        rows: list[tuple[object, ...]] = []
+        due = time.monotonic() + _SHARD_S
+        try:
+            for digest, region in zip(todo, pool.map(lambda find: find(), todo.values()), strict=True):
+                rows.append(_row(digest, region))
+                if len(rows) == _SHARD or time.monotonic() > due:
+                    done, rows, due = rows, [], time.monotonic() + _SHARD_S
+                    yield self._write(done)
+        finally:  # also where a photograph cannot be read: what was located stays
+            pool.shutdown(cancel_futures=True)
+            left = self._write(rows) if rows else 0
+        if left:
+            yield left
+
+    def _write(self, rows: list[tuple[object, ...]]) -> int:
+        frame = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+        write_table(self.folder / f"{secrets.token_hex(8)}.parquet", frame)
+        return len(rows)
 
 
 def _row(digest: str, region: Region | None) -> tuple[object, ...]:

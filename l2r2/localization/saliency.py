@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from l2r2.config import LocalizerSettings
+from l2r2.config import SaliencySettings
 from l2r2.errors import BackendError
 from l2r2.types import Mask, Photos, Pixels, Region, Session
 
@@ -27,7 +27,7 @@ class SaliencyLocalizer:
     def __init__(
         self,
         session: Session,
-        settings: LocalizerSettings,
+        settings: SaliencySettings,
         weights_digest: str,
         *,
         input_name: str,
@@ -74,7 +74,7 @@ def region_of(
     saliency: Float32[np.ndarray, "size size"],
     width: int,
     height: int,
-    settings: LocalizerSettings,
+    settings: SaliencySettings,
     *,
     masks: bool = False,
 ) -> Region | None:

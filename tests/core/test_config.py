@@ -5,9 +5,9 @@ from l2r2.config import (
     FusionSettings,
     GateSettings,
     ImageSettings,
-    LocalizerSettings,
     PriorSettings,
     Recipe,
+    SaliencySettings,
     TrainSettings,
     ViewSettings,
     find_recipe,
@@ -19,7 +19,7 @@ from l2r2.types import View
 
 SECTIONS = [
     ImageSettings,
-    LocalizerSettings,
+    SaliencySettings,
     ViewSettings,
     TrainSettings,
     FusionSettings,
@@ -81,11 +81,11 @@ def test_an_override_cannot_go_into_a_setting(recipe):
     [
         (GateSettings, {"threshold": 1.5}, r"^here: threshold = 1\.5: Input should be less than or equal to 1$"),
         (GateSettings, {"threshold": float("nan")}, r"^here: threshold = nan: "),
-        (GateSettings, {"rule": "two_se"}, r"^here: rule = 'two_se': Input should be 'one_se' or 'best'$"),
+        (GateSettings, {"rule": "two_se"}, r"^here: rule = 'two_se': Input should be 'one_se', 'best' or 'risk'$"),
         (TrainSettings, {"epochs": 0}, r"^here: epochs = 0: Input should be greater than or equal to 1$"),
         (TrainSettings, {"learning_rate": "fast"}, r"^here: learning_rate = 'fast': Input should be a valid number"),
-        (LocalizerSettings, {"size_px": 224}, r"^here: size_px = 224: Input should be greater than or equal to 256$"),
-        (LocalizerSettings, {"size_px": 300}, r"^here: size_px = 300: Input should be a multiple of 32$"),
+        (SaliencySettings, {"size_px": 224}, r"^here: size_px = 224: Input should be greater than or equal to 256$"),
+        (SaliencySettings, {"size_px": 300}, r"^here: size_px = 300: Input should be a multiple of 32$"),
         (
             ViewSettings,
             {"fill_rgb": (0, 0, 256)},
@@ -136,11 +136,11 @@ def test_settings_are_frozen():
 def test_the_digest_changes_with_any_field():
     digests = {
         settings.digest()
-        for settings in (LocalizerSettings(), LocalizerSettings(size_px=352), LocalizerSettings(min_score=0.4))
+        for settings in (SaliencySettings(), SaliencySettings(size_px=352), SaliencySettings(min_score=0.4))
     }
     assert len(digests) == 3
     assert all(len(digest) == 12 for digest in digests)
-    assert LocalizerSettings().digest() == LocalizerSettings().digest()
+    assert SaliencySettings().digest() == SaliencySettings().digest()
 
 
 def test_the_default_normalisation_is_efficientnet_lites():

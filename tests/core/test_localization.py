@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2r2.config import LocalizerSettings
+from l2r2.config import SaliencySettings
 from l2r2.errors import ArtifactError
 from l2r2.localization import RegionCache, SaliencyLocalizer
 from l2r2.localization.cache import _SHARD
@@ -20,7 +20,7 @@ from l2r2.types import Region
 from tests.fakes import BOX, FunctionSession, TableLocalizer, photo
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = LocalizerSettings()
+SETTINGS = SaliencySettings()
 
 
 def saliency(*parts: tuple[int, int, int, int, float], size: int = 64, ground: float = 0.01) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_the_threshold_is_of_the_scaled_map():
 def test_the_score_is_of_the_unscaled_map():
     # Scaled, the rectangle is 1 everywhere; unscaled only 0.3: nothing stands out.
     assert region_of(saliency((10, 10, 40, 40, 0.3)), 64, 64, SETTINGS) is None
-    assert region_of(saliency((10, 10, 40, 40, 0.3)), 64, 64, LocalizerSettings(min_score=0.2)) is not None
+    assert region_of(saliency((10, 10, 40, 40, 0.3)), 64, 64, SaliencySettings(min_score=0.2)) is not None
 
 
 def test_a_speck_is_nothing():
@@ -113,7 +113,7 @@ def bright_on_dark(box: tuple[int, int, int, int], height: int, width: int) -> n
 
 def localizer(**options) -> SaliencyLocalizer:
     session = FunctionSession(brightness)
-    return SaliencyLocalizer(session, LocalizerSettings(size_px=256), "f" * 64, input_name="photo", **options)
+    return SaliencyLocalizer(session, SaliencySettings(size_px=256), "f" * 64, input_name="photo", **options)
 
 
 def test_a_localizer_finds_the_object_in_photographs_of_any_shape():
@@ -137,7 +137,7 @@ def test_a_localizer_answers_a_batch_as_one_by_one():
 
 def test_the_network_gets_normalised_squares():
     session = FunctionSession(brightness)
-    SaliencyLocalizer(session, LocalizerSettings(size_px=256), "f", input_name="photo").locate([photo(50), photo(100)])
+    SaliencyLocalizer(session, SaliencySettings(size_px=256), "f", input_name="photo").locate([photo(50), photo(100)])
     (feed,) = session.feeds
     assert feed["photo"].shape == (2, 3, 256, 256)
     # Divided by its own maximum every uniform photograph is white: (1 - mean) / std.
@@ -157,7 +157,7 @@ def test_no_photographs_run_nothing():
 def test_the_key_changes_with_weights_settings_and_masks():
     def key(digest: str = "a" * 64, masks: bool = False, **changes: float) -> str:
         return SaliencyLocalizer(
-            FunctionSession(brightness), LocalizerSettings(**changes), digest, input_name="photo", masks=masks
+            FunctionSession(brightness), SaliencySettings(**changes), digest, input_name="photo", masks=masks
         ).key
 
     keys = {key(), key(digest="b" * 64), key(masks=True), key(threshold=0.4), key(size_px=352)}
@@ -165,14 +165,14 @@ def test_the_key_changes_with_weights_settings_and_masks():
     assert all(len(k) <= 64 for k in keys)
 
 
-def photos(numbers):
-    return [(f"digest {i}", lambda i=i: photo(i)) for i in numbers]
+def jobs(numbers, table):
+    return [(f"digest {i}", lambda i=i: table.locate([photo(i)])[0]) for i in numbers]
 
 
 def test_the_cache_keeps_regions_and_what_was_not_found(tmp_path):
     mask = np.random.default_rng(0).random((32, 48)) < 0.5
     regions = [BOX, None, Region((0.25, 1.5, 3.0, 4.0), 0.5, mask)]
-    assert list(RegionCache(tmp_path, "k").fill(photos(range(3)), TableLocalizer(regions))) == [3]
+    assert list(RegionCache(tmp_path, "k").fill(jobs(range(3), TableLocalizer(regions)))) == [3]
     loaded = RegionCache(tmp_path, "k").load()
     assert list(loaded) == ["digest 0", "digest 1", "digest 2"]
     assert loaded["digest 0"].box_xyxy_px == BOX.box_xyxy_px
@@ -183,25 +183,25 @@ def test_the_cache_keeps_regions_and_what_was_not_found(tmp_path):
 
 def test_what_is_in_the_cache_is_not_looked_at_again(tmp_path):
     cache, table = RegionCache(tmp_path, "k"), TableLocalizer([BOX, None, BOX])
-    list(cache.fill(photos([0, 1]), table))
-    assert list(cache.fill(photos([0, 1, 2]), table)) == [1]
+    list(cache.fill(jobs([0, 1], table)))
+    assert list(cache.fill(jobs([0, 1, 2], table))) == [1]
     assert table.seen == [0, 1, 2]
 
 
 def test_a_photograph_that_occurs_twice_is_looked_at_once(tmp_path):
     table = TableLocalizer([BOX, BOX])
-    list(RegionCache(tmp_path, "k").fill(photos([0, 1, 0]), table))
+    list(RegionCache(tmp_path, "k").fill(jobs([0, 1, 0], table)))
     assert table.seen == [0, 1]
 
 
 def test_localizers_do_not_share_their_regions(tmp_path):
-    list(RegionCache(tmp_path, "one").fill(photos([0]), TableLocalizer([BOX])))
+    list(RegionCache(tmp_path, "one").fill(jobs([0], TableLocalizer([BOX]))))
     assert RegionCache(tmp_path, "other").load() == {}
 
 
 def test_shards_are_bounded(tmp_path):
     n = 2 * _SHARD + 3
-    assert list(RegionCache(tmp_path, "k").fill(photos(range(n)), TableLocalizer([BOX] * n), workers=2)) == [32, 32, 3]
+    assert list(RegionCache(tmp_path, "k").fill(jobs(range(n), TableLocalizer([BOX] * n)), workers=2)) == [32, 32, 3]
     assert len(list((tmp_path / "k").glob("*.parquet"))) == 3
 
 
@@ -232,8 +232,9 @@ PROGRAM = """
             print("looked at", int(photos[0][0, 0, 0]), flush=True)
             return super().locate(photos)
 
-    photos = [(f"digest {i}", lambda i=i: photo(i)) for i in range(100)]
-    for added in RegionCache(Path(sys.argv[1]), "k").fill(photos, Slow([BOX, None] * 50)):
+    slow = Slow([BOX, None] * 50)
+    jobs = [(f"digest {i}", lambda i=i: slow.locate([photo(i)])[0]) for i in range(100)]
+    for added in RegionCache(Path(sys.argv[1]), "k").fill(jobs):
         print("added", added, flush=True)
 """
 

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from l2r2.cli import build
-from l2r2.config import LocalizerSettings, Recipe
+from l2r2.config import Recipe, SaliencySettings
 from l2r2.datasets import Dataset
 from l2r2.datasets.user import from_folder
 from l2r2.errors import ArtifactError, ConfigError, DatasetError, InputError
@@ -180,7 +180,7 @@ def test_the_command_line_prints_the_comparison(done: Done, store: Store) -> Non
 
 def test_a_localizer_size_that_the_packaged_file_cannot_take_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"localizer\.size_px is 256; the packaged u2netp takes 320"):
-        make_localizer(LocalizerSettings(size_px=256), masks=False)
+        make_localizer(SaliencySettings(size_px=256), masks=False)
 
 
 def test_looking_for_an_unknown_experiment_makes_none(store: Store) -> None:

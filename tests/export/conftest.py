@@ -16,7 +16,7 @@ from l2r2.bundle import PolicyManifest, PriorManifest
 from l2r2.calibration import no_temperature
 from l2r2.cascade import Policy
 from l2r2.classification.timm_model import build_network
-from l2r2.config import LocalizerSettings, Recipe, TrainSettings
+from l2r2.config import Recipe, SaliencySettings, TrainSettings
 from l2r2.datasets import Dataset
 from l2r2.datasets.user import from_folder
 from l2r2.errors import BackendError
@@ -129,5 +129,5 @@ def experiment(lite0: torch.nn.Module, dataset: Dataset, tmp_path_factory: pytes
 def make_localizer(file: Path, size_px: int = LOCALIZER_SIZE) -> SaliencyLocalizer:
     """A localizer on a model file."""
     session = OnnxRuntimeSession(file, threads=2)
-    settings = LocalizerSettings(size_px=size_px)
+    settings = SaliencySettings(size_px=size_px)
     return SaliencyLocalizer(session, settings, "0" * 12, input_name=next(iter(session.inputs)))
