@@ -50,3 +50,27 @@ def split_by_group(table: pl.DataFrame, seed: int) -> pl.DataFrame:
         except DatasetError as error:
             raise DatasetError(f"class {label!r}: {error}") from None
     return table.with_columns(split=pl.col("group").replace_strict(places))
+
+
+def hold_out(table: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
+    """Move about `share` of each class's train groups, at least one, to val; for data sets that come without val.
+
+    Args:
+        table: label, group and split; other splits than train are left alone.
+        share: Of the groups, (0, 1); the paper takes 10 to 15 %.
+    Raises:
+        DatasetError: a class has a single group in train, or a group has two labels.
+    """
+    train = table.filter(pl.col("split") == "train")
+    mixed = train.group_by("group").agg(pl.col("label").n_unique().alias("labels")).filter(pl.col("labels") > 1)
+    if len(mixed):
+        raise DatasetError(f"group {mixed['group'].sort()[0]!r} has several labels in train; expected one")
+    moved: set[str] = set()
+    for (label,), part in train.partition_by("label", as_dict=True).items():
+        try:
+            places = assign(part["group"].unique().to_list(), {"train": 1.0 - share, "val": share}, seed)
+        except DatasetError as error:
+            raise DatasetError(f"class {label!r}: {error}") from None
+        moved |= {group for group, split in places.items() if split == "val"}
+    is_moved = (pl.col("split") == "train") & pl.col("group").is_in(moved)
+    return table.with_columns(split=pl.when(is_moved).then(pl.lit("val")).otherwise("split"))

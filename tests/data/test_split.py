@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2r2.datasets.split import SHARES, assign, split_by_group
+from l2r2.datasets.split import SHARES, assign, hold_out, split_by_group
 from l2r2.errors import DatasetError
 
 
@@ -75,3 +75,25 @@ def test_a_group_with_two_labels():
     table = pl.DataFrame({"label": ["a", "b"], "group": ["x", "x"]})
     with pytest.raises(DatasetError, match=r"^group 'x' has several labels; give the splits yourself in a table$"):
         split_by_group(table, 0)
+
+
+def test_holding_out_moves_whole_groups_of_every_class_and_leaves_other_splits():
+    table = pl.DataFrame(
+        {
+            "label": ["a"] * 40 + ["b"] * 20 + ["a"] * 5,
+            "group": [f"a{i // 2}" for i in range(40)] + [f"b{i}" for i in range(20)] + [f"t{i}" for i in range(5)],
+            "split": ["train"] * 60 + ["test"] * 5,
+        }
+    )
+    held = hold_out(table, 0.1, seed=1)
+    assert held.filter(pl.col("split") == "test")["group"].to_list() == [f"t{i}" for i in range(5)]
+    assert held.filter(pl.col("split") == "val").group_by("label").len().sort("label")["len"].to_list() == [6, 3]
+    assert (held.group_by("group").agg(pl.col("split").n_unique())["split"] == 1).all()
+    assert held.equals(hold_out(table, 0.1, seed=1))
+    assert not held.equals(hold_out(table, 0.1, seed=2))
+
+
+def test_holding_out_needs_two_groups_a_class():
+    table = pl.DataFrame({"label": ["a", "a"], "group": ["g", "g"], "split": ["train", "train"]})
+    with pytest.raises(DatasetError, match=r"^class 'a': 1 groups for 2 splits"):
+        hold_out(table, 0.1, seed=0)
