@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -22,9 +22,10 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from l2r2.calibration import Temperature
-from l2r2.cascade import Policy
+from l2r2.cascade import Policy, Veto
 from l2r2.classification import SessionClassifier
 from l2r2.config import ImageSettings, SaliencySettings, Settings, ViewSettings
+from l2r2.conformal import PredictionSets
 from l2r2.errors import ArtifactError, ConfigError
 from l2r2.files import sha256, whole_folder
 from l2r2.fusion import make_operator
@@ -34,7 +35,7 @@ from l2r2.recognizer import Recognizer
 from l2r2.runtimes import OnnxRuntimeSession
 from l2r2.types import Stage, View
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Of the manifest; raised whenever an older reader would misread a newer bundle."""
 
 MANIFEST = "manifest.json"
@@ -47,6 +48,13 @@ class PolicyManifest(Settings):
     """One number, or one a class."""
     operator: str
     threshold: float = Field(ge=0, le=1)
+    coverage: float | None = Field(None, gt=0, lt=1)
+    """Of prediction sets; None: the bundle has none."""
+    set_threshold: float = Field(0.0, ge=0, le=1)
+    """Probability from which a class is in the set."""
+    hazardous: tuple[str, ...] = ()
+    """Classes for which an unsure foreground withholds the answer."""
+    hazard_mass: float = Field(0.05, ge=0, le=1)
 
 
 class PriorManifest(Settings):
@@ -54,6 +62,8 @@ class PriorManifest(Settings):
 
     alpha: float = Field(gt=0)
     strength: float = Field(ge=0)
+    cap: float | None = Field(None, gt=0)
+    """Nats; None: no cap."""
     vocabularies: dict[str, tuple[str, ...]]
     simulated: bool = False
     """Whether the metadata it was counted on were drawn from a table rather than observed."""
@@ -62,7 +72,8 @@ class PriorManifest(Settings):
 class Manifest(Settings):
     """Everything about a bundle that is not an array."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1, 2] = SCHEMA
+    """2 added prediction sets, the veto and the prior's cap; a bundle of schema 1 has none of them."""
     name: str
     created: str
     """UTC, ISO 8601."""
@@ -133,12 +144,14 @@ class Bundle:
             views=manifest.views,
             view_settings=manifest.view,
             policy=self.policy(),
-            priors=Priors.load(self.folder / "priors.parquet", manifest.prior.alpha, manifest.prior.strength),
+            priors=Priors.load(
+                self.folder / "priors.parquet", manifest.prior.alpha, manifest.prior.strength, manifest.prior.cap
+            ),
         )
 
     def policy(self) -> Policy:
         """Calibration, fusion and gate."""
-        return read_policy(self.manifest.policy, self.folder / "fusion.npz")
+        return read_policy(self.manifest.policy, self.folder / "fusion.npz", self.manifest.class_names)
 
     def _model(self, stage: str, runtime: str) -> Path:
         files = self.manifest.models[stage]
@@ -147,12 +160,39 @@ class Bundle:
         return self.folder / files[runtime]
 
 
-def read_policy(manifest: PolicyManifest, arrays: Path) -> Policy:
-    """Join the numbers of a manifest and the arrays beside it."""
+def describe_policy(policy: Policy, class_names: Sequence[str]) -> PolicyManifest:
+    """The numbers of a policy; its operator's arrays go into fusion.npz."""
+    veto = policy.veto
+    return PolicyManifest(
+        temperatures={stage: tuple(t.values.tolist()) for stage, t in policy.temperatures.items()},
+        operator=policy.operator.name,
+        threshold=policy.threshold,
+        **({} if policy.sets is None else {"coverage": policy.sets.coverage, "set_threshold": policy.sets.threshold}),
+        **({} if veto is None else {"hazardous": hazardous_names(veto, class_names), "hazard_mass": veto.mass}),
+    )
+
+
+def hazardous_names(veto: Veto, class_names: Sequence[str]) -> tuple[str, ...]:
+    """The classes that a veto is about."""
+    return tuple(name for name, marked in zip(class_names, veto.hazardous, strict=True) if marked)
+
+
+def read_policy(manifest: PolicyManifest, arrays: Path, class_names: Sequence[str]) -> Policy:
+    """Join the numbers of a manifest and the arrays beside it.
+
+    Raises:
+        ArtifactError: a hazardous class is no class of the bundle.
+    """
+    strange = set(manifest.hazardous) - set(class_names)
+    if strange:
+        raise ArtifactError(f"hazardous class {min(strange)!r} is none of the bundle's classes; export it again")
     with np.load(arrays, allow_pickle=False) as learned:
         operator = make_operator(manifest.operator, dict(learned))
     temperatures = {stage: Temperature(np.asarray(values)) for stage, values in manifest.temperatures.items()}
-    return Policy(temperatures, operator, manifest.threshold)
+    sets = None if manifest.coverage is None else PredictionSets(manifest.set_threshold, manifest.coverage)
+    marked = np.isin(np.asarray(class_names), manifest.hazardous)
+    veto = Veto(marked, manifest.hazard_mass) if marked.any() else None
+    return Policy(temperatures, operator, manifest.threshold, sets, veto)
 
 
 def write_bundle(

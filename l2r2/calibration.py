@@ -34,11 +34,15 @@ class Temperature:
         Raises:
             InputError: there are temperatures for another number of classes.
         """
+        return log_normalize(self.soften(logits))
+
+    def soften(self, logits: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+        """z / T, for a sum that is normalised once, later. Raises as `calibrate`."""
         if len(self.values) not in {1, logits.shape[1]}:
             raise InputError(
                 f"{len(self.values)} temperatures for {logits.shape[1]} classes; expected one or one a class"
             )
-        return log_normalize(logits / self.values.astype(logits.dtype))
+        return logits / self.values.astype(logits.dtype)
 
 
 def no_temperature() -> Temperature:

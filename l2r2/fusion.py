@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from l2r2.errors import ArtifactError, InputError
-from l2r2.logspace import LogProbs, confidence, log_normalize
+from l2r2.logspace import LogProbs, choose_rows, confidence, log_normalize
 from l2r2.metrics import Labels
 
 Parameters = Mapping[str, np.ndarray]
@@ -84,7 +84,7 @@ class Threshold:
     name: ClassVar[str] = "R"
 
     def __call__(self, fg: Evidence, full: Evidence, log_prior: Float[np.ndarray, "n k"]) -> LogProbs:  # noqa: ARG002
-        return np.where((confidence(fg.belief) > self.t)[:, None], fg.belief, _surer(fg.belief, full.belief))
+        return choose_rows(confidence(fg.belief) > self.t, fg.belief, _surer(fg.belief, full.belief))
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {"t": np.array(self.t)}
@@ -235,7 +235,7 @@ def fit_fully_connected(
 
 
 def _surer(fg: LogProbs, full: LogProbs) -> LogProbs:
-    return np.where((fg.max(axis=1) >= full.max(axis=1))[:, None], fg, full)
+    return choose_rows(fg.max(axis=1) >= full.max(axis=1), fg, full)
 
 
 def _checked_pair(z_fg: np.ndarray, z_full: np.ndarray, labels: np.ndarray) -> tuple[int, int]:

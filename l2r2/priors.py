@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from l2r2.types import Metadata
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Pseudo-counts that `fit_priors` tries."""
+
+ROWS_BYTES = 16 * 2**20
+"""Memory for rows of log-ratios that were asked for lately; a request then adds rows instead of scattering counts."""
 
 MAX_STRENGTH = 2.0
 """Upper bound of λ; 1 is Bayes with conditionally independent sources."""
@@ -38,66 +43,106 @@ class SourceTable:
     classes: Int[np.ndarray, " entries"]
     counts: Int[np.ndarray, " entries"]
 
+    def place(self, value: str) -> int | None:
+        """Where a value stands in the vocabulary; None for one never seen."""
+        place = bisect_left(self.values, value)
+        return place if place < len(self.values) and self.values[place] == value else None
+
     def row(self, value: str) -> tuple[Int[np.ndarray, " seen"], Int[np.ndarray, " seen"]] | None:
         """Classes seen with a value and their counts; None for a value never seen."""
-        place = int(np.searchsorted(self.values, value))
-        if place == len(self.values) or self.values[place] != value:
+        place = self.place(value)
+        if place is None:
             return None
         part = slice(self.starts[place], self.starts[place + 1])
         return self.classes[part], self.counts[part]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Priors:
     """log p(k|x) + λ Σ_s log[ P̃(k|m_s) / P̃(k) ], with P̃(k|m) = (n(k,m) + α P(k)) / (n(m) + α).
 
-    A missing or unseen value is neutral. Counted on the training split only.
+    A missing or unseen value is neutral. Counted on the training split only. The sum over sources, λ included, is held
+    within ±cap: metadata are a boost, not a filter.
 
     Attributes:
         class_counts: n(k) on the training split, all positive.
         tables: Source name → counts.
         alpha: Pseudo-count, > 0.
         strength: λ, [0, MAX_STRENGTH]; 0 switches metadata off.
+        cap: Nats, > 0; None: no cap.
     """
 
     class_counts: Int[np.ndarray, " k"]
     tables: Mapping[str, SourceTable]
     alpha: float = 1.0
     strength: float = 1.0
+    cap: float | None = None
 
-    def parts(self, metadata: Metadata) -> dict[str, Float[np.ndarray, " k"]]:
-        """Source → λ log-ratio a class, up to a constant, for every source whose value is known; float32."""
-        found = (
-            (source, self._log_ratio(source, value)) for source, value in metadata.items() if source in self.tables
-        )
-        return {source: row for source, row in found if row is not None}
+    def parts(self, metadata: Metadata, at: Int[np.ndarray, " m"]) -> dict[str, Float[np.ndarray, " m"]]:
+        """Source → what it adds to the classes `at`, for every source whose value is known; float32.
+
+        They sum to those entries of `log_prior`: where the cap holds the sum, each part shrinks in proportion.
+        """
+        found = {source: self._row(source, value) for source, value in metadata.items()}
+        rows = {source: row[at] for source, row in found.items() if row is not None}
+        if self.cap is not None and rows:
+            total = np.add.reduce(list(rows.values()))
+            shrink = np.float32(self.cap) / np.maximum(np.abs(total), np.float32(self.cap))
+            rows = {source: row * shrink for source, row in rows.items()}
+        return rows
 
     def log_prior(self, metadata: Sequence[Metadata]) -> Float[np.ndarray, "n k"]:
         """Sum of the parts, one row a photograph; zeros where nothing is known; float32."""
         rows = np.zeros((len(metadata), len(self.class_counts)), np.float32)
         for row, values in zip(rows, metadata, strict=True):
-            for part in self.parts(values).values():
-                row += part
+            for source, value in values.items():
+                part = self._row(source, value)
+                if part is not None:
+                    row += part
+            if self.cap is not None:
+                np.clip(row, -self.cap, self.cap, out=row)
         return rows
+
+    @cached_property
+    def _row(self) -> Callable[[str, str], Float[np.ndarray, " k"] | None]:
+        """One value's log-ratios, spread over all classes; the latest stay at hand, in `ROWS_BYTES`."""
+
+        def spread(source: str, value: str) -> Float[np.ndarray, " k"] | None:
+            table = self.tables.get(source)
+            place = None if table is None else table.place(value)
+            if table is None or place is None:
+                return None
+            bases, boosts = self._log_ratios[source]
+            seen = slice(table.starts[place], table.starts[place + 1])
+            row = np.full(len(self.class_counts), bases[place], np.float32)
+            row[table.classes[seen]] += boosts[seen]
+            return row
+
+        return lru_cache(max(1, ROWS_BYTES // (4 * len(self.class_counts))))(spread)
+
+    @cached_property
+    def _log_ratios(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Source → one number a value and one an entry, so that a request takes no logarithm.
+
+        Where n(k, m) = 0 the ratio is α / (n(m) + α) whatever the class; where it is not, it is larger by
+        1 + n(k, m) / (α P(k)).
+        """
+        prior = self.class_counts / self.class_counts.sum()
+        found = {}
+        for source, table in self.tables.items():
+            sizes = np.add.reduceat(table.counts, table.starts[:-1])
+            bases = self.strength * np.log(self.alpha / (sizes + self.alpha))
+            boosts = self.strength * np.log1p(table.counts / (self.alpha * prior[table.classes]))
+            found[source] = bases.astype(np.float32), boosts.astype(np.float32)
+        return found
 
     def unrecognized(self, metadata: Metadata) -> tuple[str, ...]:
         """Sources given whose value, or whose name, was never seen."""
         return tuple(
             source
             for source, value in metadata.items()
-            if source not in self.tables or self.tables[source].row(value) is None
+            if source not in self.tables or self.tables[source].place(value) is None
         )
-
-    def _log_ratio(self, source: str, value: str) -> Float[np.ndarray, " k"] | None:
-        row = self.tables[source].row(value)
-        if row is None:
-            return None
-        classes, counts = row
-        prior = self.class_counts[classes] / self.class_counts.sum()
-        # Where n(k, m) = 0 the ratio is α / (n(m) + α) whatever the class: one constant fills the row.
-        ratio = np.full(len(self.class_counts), self.alpha, np.float32)
-        ratio[classes] = counts / prior + self.alpha
-        return np.float32(self.strength) * np.log(ratio / np.float32(counts.sum() + self.alpha))
 
     def save(self, path: Path) -> None:
         """Write the counts as Parquet: source, value, class, n. Rows without a source are the class totals."""
@@ -109,7 +154,7 @@ class Priors:
         write_table(path, pl.concat(frames))
 
     @staticmethod
-    def load(path: Path, alpha: float, strength: float) -> Priors:
+    def load(path: Path, alpha: float, strength: float, cap: float | None = None) -> Priors:
         """Read what `save` wrote.
 
         Raises:
@@ -122,7 +167,7 @@ class Priors:
             tables = {str(source): _table(part, "value", "class", "n") for (source,), part in parts.items()}
         except (OSError, pl.exceptions.PolarsError) as error:
             raise ArtifactError(f"{path} is no readable table of priors: {error}") from error
-        return Priors(totals, tables, alpha, strength)
+        return Priors(totals, tables, alpha, strength, cap)
 
 
 def count_priors(labels: Labels, metadata: Mapping[str, Sequence[str | None]], classes: int) -> Priors:
@@ -163,10 +208,13 @@ def fit_priors(priors: Priors, log_probs: LogProbs, metadata: Sequence[Metadata]
         )
     best, loss = replace(priors, strength=0.0), nll(log_probs, labels)
     for alpha in ALPHAS:
-        unit = replace(priors, alpha=alpha, strength=1.0).log_prior(metadata)
+        unit = replace(priors, alpha=alpha, strength=1.0, cap=None).log_prior(metadata)
 
         def cost(strength: float, unit: Float[np.ndarray, "n k"] = unit) -> float:
-            return nll(log_normalize(log_probs + strength * unit), labels)
+            row = strength * unit
+            return nll(
+                log_normalize(log_probs + (row if priors.cap is None else row.clip(-priors.cap, priors.cap))), labels
+            )
 
         found = minimize_scalar(cost, bounds=(0.0, MAX_STRENGTH), method="bounded")
         if found.fun < loss:
@@ -209,4 +257,6 @@ def _table(frame: pl.DataFrame, value: str, label: str, n: str) -> SourceTable:
     frame = frame.sort(value, label)
     sizes = frame.group_by(value, maintain_order=True).len("size")
     starts = np.concatenate([[0], np.cumsum(sizes["size"].to_numpy())]).astype(np.int64)
-    return SourceTable(tuple(sizes[value]), starts, frame[label].to_numpy(), frame[n].to_numpy())
+    return SourceTable(
+        tuple(sizes[value]), starts, frame[label].to_numpy().astype(np.int32), frame[n].to_numpy().astype(np.int32)
+    )

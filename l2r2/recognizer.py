@@ -14,9 +14,10 @@ from l2r2.cascade import Policy
 from l2r2.config import ViewSettings
 from l2r2.errors import InputError
 from l2r2.fusion import Evidence
-from l2r2.logspace import LogProbs
+from l2r2.logspace import LogProbs, choose_rows
 from l2r2.priors import Priors
 from l2r2.types import (
+    MAX_MEMBERS,
     Candidate,
     Caution,
     Classifier,
@@ -27,6 +28,7 @@ from l2r2.types import (
     Photos,
     Pixels,
     Prediction,
+    PredictionSet,
     Region,
     Stage,
     View,
@@ -103,9 +105,11 @@ class Recognizer:
         full_logits = self._classify(Stage.FULL, ~alone, photos, regions, clock)
 
         with clock.measure("fuse", n):
-            full = self.policy.evidence(Stage.FULL, full_logits, log_prior)
+            full = fg if alone.all() else self.policy.evidence(Stage.FULL, full_logits, log_prior)
             belief = self._believe(fg, full, found, alone, log_prior)
             unswayed = self._unswayed(fg_logits, full_logits, found, alone, log_prior, belief)
+            withheld = self.policy.withheld(fg_logits, full_logits, found, belief.argmax(axis=1))
+            members = None if self.policy.sets is None else self.policy.sets.members(belief)
             predictions = [
                 self._prediction(
                     photo=photos[i],
@@ -115,6 +119,8 @@ class Recognizer:
                     beliefs={Stage.FG: fg.belief[i], Stage.FULL: full.belief[i]},
                     belief=belief[i],
                     unswayed=int(unswayed[i]),
+                    withheld=bool(withheld[i]),
+                    members=None if members is None else np.flatnonzero(members[i]),
                     top_k=top_k,
                 )
                 for i in range(n)
@@ -150,7 +156,7 @@ class Recognizer:
     ) -> LogProbs:
         if alone.all():
             return fg.belief
-        return np.where(alone[:, None], fg.belief, self.policy.join(fg, full, found, log_prior))
+        return choose_rows(alone, fg.belief, self.policy.join(fg, full, found, log_prior))
 
     def _unswayed(
         self,
@@ -164,6 +170,8 @@ class Recognizer:
         """What the same stages would answer without metadata."""
         if not log_prior.any():
             return belief.argmax(axis=1)
+        if alone.all():
+            return self.policy.temperatures[Stage.FG].soften(fg_logits).argmax(axis=1)
         nothing = np.zeros_like(log_prior)
         fg = self.policy.evidence(Stage.FG, fg_logits, nothing)
         full = self.policy.evidence(Stage.FULL, full_logits, nothing)
@@ -178,11 +186,13 @@ class Recognizer:
         beliefs: Mapping[Stage, Float[np.ndarray, " k"]],
         belief: Float[np.ndarray, " k"],
         unswayed: int,
+        withheld: bool,
+        members: Int[np.ndarray, " m"] | None,
         top_k: int,
     ) -> Prediction:
         best = _largest(belief, max(top_k, 2))
         sure_of = {stage: float(np.exp(beliefs[stage].max())) for stage in logits}
-        cautions = []
+        cautions = [Caution.HAZARD] if withheld else []
         if region is None:
             cautions.append(Caution.NOTHING_FOUND)
         elif Stage.FULL in logits and sure_of[Stage.FULL] > max(FULL_SURE, self.policy.threshold):
@@ -190,7 +200,7 @@ class Recognizer:
         if unswayed != best[0]:
             cautions.append(Caution.FLIPPED_BY_PRIOR)
         return Prediction(
-            candidates=tuple(Candidate(int(k), self.class_names[k], float(np.exp(belief[k]))) for k in best[:top_k]),
+            candidates=self._candidates(best[:top_k], belief),
             region=region,
             size_px=(photo.shape[1], photo.shape[0]),
             stages=tuple(logits),
@@ -198,7 +208,17 @@ class Recognizer:
             explanation=self._explain(int(best[0]), int(best[1]), metadata, logits, belief),
             cautions=tuple(cautions),
             unrecognized=self.priors.unrecognized(metadata),
+            prediction_set=None if members is None else self._set(members, belief),
+            withheld=withheld,
         )
+
+    def _set(self, members: Int[np.ndarray, " m"], belief: Float[np.ndarray, " k"]) -> PredictionSet:
+        assert self.policy.sets is not None
+        listed = _descending(members, belief)[:MAX_MEMBERS]
+        return PredictionSet(self._candidates(listed, belief), len(members), self.policy.sets.coverage)
+
+    def _candidates(self, classes: Int[np.ndarray, " m"], belief: Float[np.ndarray, " k"]) -> tuple[Candidate, ...]:
+        return tuple(Candidate(int(k), self.class_names[k], float(np.exp(belief[k]))) for k in classes)
 
     def _explain(
         self,
@@ -210,9 +230,9 @@ class Recognizer:
     ) -> Explanation:
         """FG: what it alone says. A source: what it added. FULL: what bringing it in changed, which is the rest."""
         total = float(belief[answer] - belief[rival])
-        known = self.priors.parts(metadata)
+        known = self.priors.parts(metadata, np.array([answer, rival]))
         sources = {
-            source: float(known[source][answer] - known[source][rival]) if source in known else 0.0
+            source: float(known[source][0] - known[source][1]) if source in known else 0.0
             for source in metadata
             if source in self.priors.tables
         }
@@ -220,8 +240,8 @@ class Recognizer:
         if Stage.FULL not in logits:
             fg = image
         elif Stage.FG in logits:
-            calibrated = self.policy.temperatures[Stage.FG].calibrate(logits[Stage.FG][None])[0]
-            fg = float(calibrated[answer] - calibrated[rival])
+            softened = self.policy.temperatures[Stage.FG].soften(logits[Stage.FG][None])[0]
+            fg = float(softened[answer] - softened[rival])
         else:
             fg = 0.0
         parts = {str(Stage.FG): fg, str(Stage.FULL): image - fg, **sources}
@@ -234,11 +254,25 @@ def _ran(
     return {Stage.FG: fg_logits, Stage.FULL: full_logits} if found else {Stage.FULL: full_logits}
 
 
+FEW = 16
+"""Up to so many, one search for the maximum after the other beats a partition."""
+
+
 def _largest(values: Float[np.ndarray, " k"], count: int) -> Int[np.ndarray, " count"]:
     """Indices of the largest values, descending; of equals the lower index first."""
-    least = np.partition(values, -count)[-count] if count < len(values) else values.min()
-    part = np.flatnonzero(values >= least)
-    return part[np.argsort(-values[part], kind="stable")][:count]
+    count = min(count, len(values))
+    if count > FEW or np.isneginf(values).any():
+        least = np.partition(values, -count)[-count]
+        return _descending(np.flatnonzero(values >= least), values)[:count]
+    left, found = values.copy(), np.empty(count, np.int64)
+    for place in range(count):
+        found[place] = left.argmax()
+        left[found[place]] = -np.inf
+    return found
+
+
+def _descending(classes: Int[np.ndarray, " m"], values: Float[np.ndarray, " k"]) -> Int[np.ndarray, " m"]:
+    return classes[np.argsort(-values[classes], kind="stable")]
 
 
 class _Clock:

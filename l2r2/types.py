@@ -66,6 +66,8 @@ class Caution(StrEnum):
     """The background may have decided: FULL is sure of what FG is not (the paper's figure 10)."""
     FLIPPED_BY_PRIOR = "flipped_by_prior"
     """Without the metadata the answer would be another class."""
+    HAZARD = "hazard"
+    """A hazardous class is possible and the foreground is unsure: the answer is withheld (`Prediction.withheld`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +144,25 @@ class Explanation:
     parts: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class PredictionSet:
+    """Classes among which the right one is, as often as `coverage` says.
+
+    Attributes:
+        members: Most probable first, at least one; at most `MAX_MEMBERS`.
+        size: How many there are; those beyond `MAX_MEMBERS` are not listed.
+        coverage: Share of photographs like those of validation whose class is in their set, (0, 1).
+    """
+
+    members: tuple[Candidate, ...]
+    size: int
+    coverage: float
+
+
+MAX_MEMBERS = 100
+"""Classes of a prediction set that are listed; a set of more says nothing that a person could use."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """An answer.
@@ -152,8 +173,10 @@ class Prediction:
         size_px: Width and height of the upright photograph.
         stages: Classifiers that ran, in order.
         stage_confidence: The highest probability of each stage that ran, metadata included, [0, 1].
-        explanation: None for a bundle of fewer than two classes.
+        explanation: None only where a caller asked for none.
         cautions: Most serious first.
+        prediction_set: What else the answer may be; None: the bundle has no sets.
+        withheld: The first candidate is no answer: a hazardous class is possible and the foreground is unsure.
         unrecognized: Metadata sources whose value the bundle has never seen (or whose name it does not use); neutral.
         latency_ms: Stage → wall time. In a batch, a stage's time is divided by the photographs it ran for.
     """
@@ -166,6 +189,8 @@ class Prediction:
     explanation: Explanation | None
     cautions: tuple[Caution, ...]
     unrecognized: tuple[str, ...]
+    prediction_set: PredictionSet | None = None
+    withheld: bool = False
     latency_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property

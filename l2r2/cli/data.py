@@ -59,7 +59,7 @@ def starter(
             bars.stage("composing photographs", starter_size(settings))
             for done in make_starter(out, *sources, settings):
                 bars.step(done)
-    _say(load_dataset(out), as_json)
+    say(load_dataset(out), as_json)
 
 
 def folder(source: Path, out: Out, seed: Seed = 0, allow: Allow = False, as_json: Json = False) -> None:
@@ -69,7 +69,7 @@ def folder(source: Path, out: Out, seed: Seed = 0, allow: Allow = False, as_json
     """
     from l2r2.datasets.user import from_folder
 
-    _say(from_folder(source, out, seed=seed, allow_duplicates=allow), as_json)
+    say(from_folder(source, out, seed=seed, allow_duplicates=allow), as_json)
 
 
 def table(file: Path, out: Out, seed: Seed = 0, allow: Allow = False, as_json: Json = False) -> None:
@@ -79,7 +79,7 @@ def table(file: Path, out: Out, seed: Seed = 0, allow: Allow = False, as_json: J
     """
     from l2r2.datasets.user import from_table
 
-    _say(from_table(file, out, seed=seed, allow_duplicates=allow), as_json)
+    say(from_table(file, out, seed=seed, allow_duplicates=allow), as_json)
 
 
 def localize(
@@ -101,7 +101,8 @@ def localize(
     if recipe is None:
         localizer = make_localizer(SaliencySettings(), masks=masks)
     else:
-        localizer = localizer_of(load_recipe(find_recipe(recipe)))
+        settings = load_recipe(find_recipe(recipe))
+        localizer = localizer_of(settings) or make_localizer(settings.localizer, masks=masks)
     with progress_bars() as bars:
         bars.stage("locating", len(set(photographs.table["digest"])))
         done = len(set(photographs.table["digest"]) & set(_cached(photographs, localizer.key)))
@@ -125,7 +126,8 @@ def _cached(photographs: object, key: str) -> list[str]:
     return list(region_cache(photographs, key).load())
 
 
-def _say(dataset: object, as_json: bool) -> None:
+def say(dataset: object, as_json: bool) -> None:
+    """Print what is in a data set."""
     from l2r2.datasets import Dataset
 
     assert isinstance(dataset, Dataset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +15,11 @@ from l2r2.bundle import load_bundle
 from l2r2.cli.progress import progress_bars
 from l2r2.config import find_recipe, load_recipe
 from l2r2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from l2r2.experiments.children import Progress
+    from l2r2.experiments.run import Done
+    from l2r2.tracking import Store
 
 Data = Annotated[Path, typer.Option("--data", help="Folder of a data set.")]
 Uri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow store; default sqlite:///mlruns/mlflow.db.")]
@@ -43,29 +48,38 @@ def train(
 
     Example: l2r2 train demo --data data/starter
     """
-    from l2r2.datasets import load_dataset
-    from l2r2.experiments import run_experiment
-    from l2r2.experiments.localizing import fill_regions, localizer_of
-    from l2r2.experiments.run import ACCURACY
+    from l2r2.experiments.report import ACCURACY, RESULTS
     from l2r2.tracking import Store
 
-    settings = load_recipe(find_recipe(recipe), _overrides(set_ or []))
-    photographs, store = load_dataset(data), Store(tracking_uri)
-    localizer = localizer_of(settings)
+    store = Store(tracking_uri)
     with progress_bars() as bars:
-        bars.stage("locating", len(photographs))
-        done = 0
-        for count in fill_regions(photographs, localizer, settings.images):
-            done += count
-            bars.step(done)
-        bars.step(len(photographs))
-        result = run_experiment(settings, photographs, localizer.key, store, work, bars)
+        result = train_recipe(recipe, data, store, work, bars, _overrides(set_ or []))
     if as_json:
-        typer.echo(json.dumps({"run_id": result.run_id, "reused": result.reused, "experiment": settings.name}))
+        found = {"run_id": result.run_id, "reused": result.reused, "experiment": store.name_of(result.run_id)}
+        typer.echo(json.dumps(found))
         return
-    typer.echo(store.download(result.run_id, ACCURACY).read_text(encoding="utf-8"))
-    typer.echo(f"run {result.run_id} of experiment {settings.name}{' (was there already)' if result.reused else ''}")
-    typer.echo(f"figures: {store.download(result.run_id, 'figures')}")
+    kept = store.download(result.run_id, "tables")
+    accuracy = kept / Path(ACCURACY).name
+    typer.echo(accuracy.read_text(encoding="utf-8") if accuracy.is_file() else f"results: {kept / Path(RESULTS).name}")
+    typer.echo(f"run {result.run_id}{' (was there already)' if result.reused else ''}")
+
+
+def train_recipe(
+    recipe: str,
+    data: Path,
+    store: Store,
+    work: Path,
+    bars: Progress,
+    overrides: dict[str, object] | None = None,
+) -> Done:
+    """One experiment of a recipe (a name, or a TOML file) on the data set in a folder."""
+    from l2r2.datasets import load_dataset
+    from l2r2.experiments import run_experiment
+    from l2r2.experiments.localizing import localizer_of
+
+    settings = load_recipe(find_recipe(recipe), overrides or {})
+    photographs = load_dataset(data)
+    return run_experiment(settings, photographs, localizer_of(settings), store, work, bars)
 
 
 def evaluate(

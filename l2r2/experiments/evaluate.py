@@ -14,8 +14,9 @@ import polars as pl
 from l2r2.bundle import Bundle
 from l2r2.datasets import Dataset
 from l2r2.errors import DatasetError
+from l2r2.experiments.children import Progress
 from l2r2.experiments.localizing import region_cache
-from l2r2.experiments.run import PREDICTIONS, Progress
+from l2r2.experiments.report import PREDICTIONS
 from l2r2.experiments.tables import accuracies
 from l2r2.files import write_text
 from l2r2.images import read

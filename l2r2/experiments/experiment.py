@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2r2.bundle import PolicyManifest, PriorManifest, read_policy
+from l2r2.bundle import PolicyManifest, PriorManifest, describe_policy, read_policy
 from l2r2.cascade import Policy
 from l2r2.config import Recipe, Settings, ViewSettings
 from l2r2.files import write_text
@@ -67,14 +67,11 @@ class Experiment:
 
 def save_experiment(run: Run, folder: Path, recipe: Recipe, context: Context, policy: Policy, priors: Priors) -> None:
     """Write the artifacts named above into `folder` and keep them with the run."""
-    manifest = PolicyManifest(
-        temperatures={stage: tuple(t.values.tolist()) for stage, t in policy.temperatures.items()},
-        operator=policy.operator.name,
-        threshold=policy.threshold,
-    )
+    manifest = describe_policy(policy, context.class_names)
     prior = PriorManifest(
         alpha=priors.alpha,
         strength=priors.strength,
+        cap=priors.cap,
         vocabularies={source: table.values for source, table in priors.tables.items()},
         simulated=context.simulated_metadata,
     )
@@ -105,9 +102,9 @@ def load_experiment(store: Store, run_id: str) -> Experiment:
         run_id=run_id,
         recipe=recipe,
         context=context,
-        policy=read_policy(manifest, kept / "fusion.npz"),
+        policy=read_policy(manifest, kept / "fusion.npz", context.class_names),
         policy_manifest=manifest,
-        priors=Priors.load(kept / "priors.parquet", prior.alpha, prior.strength),
+        priors=Priors.load(kept / "priors.parquet", prior.alpha, prior.strength, prior.cap),
         prior_manifest=prior,
         weights={stage: store.download(child, "model.safetensors") for stage, child in context.children.items()},
     )

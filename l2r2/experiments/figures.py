@@ -11,7 +11,8 @@ from PIL import Image
 
 from l2r2.cascade import trade_off
 from l2r2.datasets import Dataset
-from l2r2.experiments.systems import Split, Systems
+from l2r2.experiments.splits import Split
+from l2r2.experiments.systems import Systems
 from l2r2.files import whole_file
 from l2r2.images import read
 from l2r2.logspace import LogProbs, log_normalize

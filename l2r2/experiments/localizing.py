@@ -22,6 +22,9 @@ AnyLocalizer = Localizer | InformedLocalizer
 MASKED = frozenset({View.FG_M, View.BG_S})
 """Views that need more than a box."""
 
+WITHOUT_REGIONS = frozenset({View.FULL, View.CENTERCROP})
+"""Views that need no localizer."""
+
 
 def make_localizer(settings: LocalizerSettings, *, masks: bool) -> AnyLocalizer:
     """What the settings name: the packaged U²-Netp, a detector (with SAM), or the data set's ground truth.
@@ -57,8 +60,10 @@ def make_saliency(settings: SaliencySettings, *, masks: bool) -> SaliencyLocaliz
     return SaliencyLocalizer(session, settings, sha256(path), input_name=next(iter(session.inputs)), masks=masks)
 
 
-def localizer_of(recipe: Recipe) -> AnyLocalizer:
-    """The localizer that a recipe asks for; with masks if one of its views needs them."""
+def localizer_of(recipe: Recipe) -> AnyLocalizer | None:
+    """The localizer that a recipe asks for, with masks if one of its views needs them; None if none needs a region."""
+    if not set(recipe.views) - WITHOUT_REGIONS:
+        return None
     return make_localizer(recipe.localizer, masks=bool(MASKED & set(recipe.views)))
 
 

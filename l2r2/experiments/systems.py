@@ -3,157 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-import polars as pl
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64
 
-from l2r2.calibration import Temperature, fit_classwise_temperature, fit_temperature
-from l2r2.cascade import Policy, choose_threshold
+from l2r2.cascade import Policy, Veto, choose_threshold
 from l2r2.config import Recipe
-from l2r2.datasets import Dataset
-from l2r2.fusion import (
-    Average,
-    Evidence,
-    MaxConfidence,
-    MaxScaledConfidence,
-    Operator,
-    Threshold,
-    fit_average,
-    fit_fully_connected,
-    fit_threshold,
-    fit_weighted_logits,
-)
+from l2r2.conformal import fit_sets
+from l2r2.errors import ConfigError
+from l2r2.experiments.pairs import Pair, background, fit_pair, foreground
+from l2r2.experiments.splits import Member, Split
+from l2r2.fusion import Threshold
 from l2r2.logspace import LogProbs, log_normalize
 from l2r2.priors import Priors, count_priors, df20_scores, fit_priors
-from l2r2.types import Metadata, Stage
-
-Member = tuple[Stage, int]
-"""A classifier: its stage and which seed, 0 being the deployed one."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """One split with the logits of every classifier; rows in the data set's order."""
-
-    name: str
-    digests: Sequence[str]
-    labels: Int[np.ndarray, " n"]
-    groups: np.ndarray
-    found: Bool[np.ndarray, " n"]
-    metadata: Sequence[Metadata]
-    logits: Mapping[Member, Float32[np.ndarray, "n k"]]
-
-
-def load_splits(dataset: Dataset, tables: Mapping[Member, Path], sources: Sequence[str]) -> dict[str, Split]:
-    """Join the classifiers' logits tables with the data set, by digest."""
-    # Two copies of a photograph in one split have one row of logits each, and the same.
-    frames = {member: pl.read_parquet(path).unique(["digest", "split"]) for member, path in tables.items()}
-    first = next(iter(frames.values()))
-    splits = {}
-    for name in first["split"].unique().sort():
-        part = dataset.split(name)
-        order = part.table.select("digest")
-        parts = {
-            member: order.join(frame.filter(pl.col("split") == name), "digest", how="left", maintain_order="left")
-            for member, frame in frames.items()
-        }
-        some = next(iter(parts.values()))
-        splits[name] = Split(
-            name=name,
-            digests=part.table["digest"].to_list(),
-            labels=part.labels(),
-            groups=part.groups(),
-            found=some["found"].to_numpy().astype(bool),
-            metadata=part.metadata(sources),
-            logits={member: frame["logits"].to_numpy().astype(np.float32) for member, frame in parts.items()},
-        )
-    return splits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pair:
-    """Two classifiers, calibrated, with every operator fitted for them."""
-
-    first: Member
-    second: Member
-    temperatures: tuple[Temperature, Temperature]
-    operators: Mapping[str, Operator]
-    """Display name (max, smax, R, avg, wavg, FC, WL) → operator."""
-    best: str
-    """The most accurate on validation; of equals the first."""
-
-    def evidence(self, split: Split, log_prior: Float32[np.ndarray, "n k"]) -> tuple[Evidence, Evidence]:
-        """What each says of a split."""
-        policy = Policy({Stage.FG: self.temperatures[0], Stage.FULL: self.temperatures[1]}, MaxConfidence(), 0.0)
-        return (
-            policy.evidence(Stage.FG, split.logits[self.first], log_prior),
-            policy.evidence(Stage.FULL, split.logits[self.second], log_prior),
-        )
-
-    def fuse(self, name: str, split: Split) -> LogProbs:
-        """One operator's answers, without metadata; where nothing was found, the second's."""
-        nothing = np.zeros_like(split.logits[self.first])
-        first, second = self.evidence(split, nothing)
-        fused = self.operators[name](first, second, nothing)
-        if self.first[0] is self.second[0]:
-            return fused
-        return np.where(split.found[:, None], fused, second.belief)
-
-
-def fit_pair(splits: Mapping[str, Split], first: Member, second: Member, recipe: Recipe) -> Pair:
-    """Fit temperatures and operators: WL and FC on the split that the recipe names, all else on validation."""
-    val = splits["val"]
-    fit = fit_temperature if recipe.calibration.kind == "single" else fit_classwise_temperature
-    temperatures = (fit(val.logits[first], val.labels), fit(val.logits[second], val.labels))
-    source = splits[recipe.fusion.fit_on]
-    pair = Pair(first, second, temperatures, {}, "")
-    a, b = pair.evidence(val, np.zeros_like(val.logits[first]))
-    z, labels = (source.logits[first], source.logits[second]), source.labels
-    operators: dict[str, Operator] = {
-        "max": MaxConfidence(),
-        "smax": MaxScaledConfidence(),
-        "R": fit_threshold(a, b, val.labels),
-        "avg": Average(),
-        "wavg": fit_average(a, b, val.labels),
-        "FC": fit_fully_connected(*z, labels, recipe.fusion.fc_hidden),
-        "WL": fit_weighted_logits(*z, labels),
-    }
-    pair = Pair(first, second, temperatures, operators, "")
-    right = {name: (pair.fuse(name, val).argmax(axis=1) == val.labels).mean() for name in operators}
-    return Pair(first, second, temperatures, operators, max(right, key=lambda name: right[name]))
+from l2r2.types import Metadata, Stage, View
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Systems:
-    """Everything fitted in one experiment."""
+    """Everything fitted in one experiment.
 
-    fg_full: Pair
-    doubles: Mapping[Stage, Pair]
-    """Two seeds of one view; empty with a single seed."""
+    Attributes:
+        pairs: (first view, second view) → one pair a seed: FG with FULL, and FG with BG where the recipe has one.
+        doubles: View → two seeds of it, one pair a seed (its own and the next); empty with a single seed.
+        policy: What is deployed: FG and FULL of the first seed.
+        priors: Of the deployed cascade, all sources.
+        shuffled: Counted and fitted on metadata shuffled among the photographs of each split: the control.
+    """
+
+    pairs: Mapping[tuple[View, View], Sequence[Pair]]
+    doubles: Mapping[View, Sequence[Pair]]
     policy: Policy
     priors: Priors
     shuffled: Priors
-    """Counted and fitted on metadata shuffled among the photographs of each split: the control."""
+
+    @property
+    def fg_full(self) -> Pair:
+        """The deployed pair."""
+        return next(pairs for (_, second), pairs in self.pairs.items() if second is View.FULL)[0]
 
     def answers(self, split: Split) -> dict[str, LogProbs]:
-        """System → log-probabilities of one split."""
-        nothing = np.zeros_like(split.logits[self.fg_full.first])
+        """System → log-probabilities of one split, of the first seed; FG and FULL are the deployed views."""
+        deployed = self.fg_full
+        nothing = np.zeros_like(split.logits[deployed.first])
         prior = self.priors.log_prior(split.metadata)
-        control = self.shuffled.log_prior(shuffle(split))
-        fg, full = self.fg_full.evidence(split, nothing)
-        fg_known, full_known = self.fg_full.evidence(split, prior)
+        fg, full = deployed.evidence(split, nothing)
+        fg_known, full_known = deployed.evidence(split, prior)
         found: dict[str, LogProbs] = {"FULL": full.belief, "FG": fg.belief}
-        found |= {f"FG⊕{name} FULL": self.fg_full.fuse(name, split) for name in self.fg_full.operators}
-        found["FG⊕* FULL"] = found[f"FG⊕{self.fg_full.best} FULL"]
-        found |= {f"{stage}×2": pair.fuse(pair.best, split) for stage, pair in self.doubles.items()}
+        others = [
+            view for view, seed in split.logits if seed == 0 and (view, 0) not in {deployed.first, deployed.second}
+        ]
+        found |= {str(view): log_normalize(split.logits[view, 0]) for view in others}
+        for (_, second), (pair, *_) in self.pairs.items():
+            found |= {f"FG⊕{name} {second}": pair.fuse(name, split) for name in pair.operators}
+            found[f"FG⊕* {second}"] = pair.fuse(pair.best, split)
+        for view, (pair, *_) in self.doubles.items():
+            name = "FG" if (view, 0) == deployed.first else str(view)
+            found[f"{name}×2"] = pair.fuse(pair.best, split)
         found["cascade"] = self._cascade(split, nothing)
         found |= {"FULL+metadata": full_known.belief, "FG+metadata": fg_known.belief}
-        found["FG+metadata, df20"] = _log(df20_scores(self.priors, np.exp(fg.belief), split.metadata))
+        found["FG+metadata, df20"] = df20_beliefs(self.priors, fg.belief, split.metadata)
         found["cascade+metadata"] = self._cascade(split, prior)
-        found["cascade+shuffled metadata"] = self._cascade(split, control)
+        found["cascade+shuffled metadata"] = self._cascade(split, self.shuffled.log_prior(shuffle(split)))
         return found
 
     def _cascade(self, split: Split, log_prior: Float32[np.ndarray, "n k"]) -> LogProbs:
@@ -171,42 +83,99 @@ class Systems:
         plain = self.policy.decide(z_fg, z_full, val.found, np.zeros_like(prior))
         differ = val.found & (z_fg.argmax(axis=1) != z_full.argmax(axis=1))
         flipped = known.belief.argmax(axis=1) != plain.belief.argmax(axis=1)
-        return {
+        rates = {
             "escalated": float(1 - known.skipped_full.mean()),
             "nothing_found": float(1 - val.found.mean()),
             "disagreement": float(differ.sum() / max(val.found.sum(), 1)),
             "flipped_by_prior": float(flipped.mean()),
+            "withheld": float(known.withheld.mean()),
             "unrecognized": float(np.mean([bool(self.priors.unrecognized(values)) for values in val.metadata])),
         }
+        if self.policy.sets is not None:
+            rates["set_size"] = float(self.policy.sets.members(known.belief).sum(axis=1).mean())
+        return rates
 
 
-def fit_systems(splits: Mapping[str, Split], recipe: Recipe) -> Systems:
-    """Fit every system on train and validation; test sets are not looked at."""
+def fit_systems(
+    splits: Mapping[str, Split], recipe: Recipe, hazardous: Bool[np.ndarray, " k"] | None = None
+) -> Systems:
+    """Fit every system on train and validation; test sets are not looked at.
+
+    With the gate's rule "risk" half of validation's groups fit temperatures, operators and priors, and the other half
+    certifies the gate and the prediction sets: only so does their guarantee hold exactly. With the other rules all of
+    validation does both.
+
+    Args:
+        hazardous: Which classes the veto is about; None: none.
+    Raises:
+        ConfigError: the recipe has no FG view or no FULL.
+    """
+    fg_view, bg_view = foreground(recipe.views), background(recipe.views)
+    if fg_view is None or View.FULL not in recipe.views:
+        raise ConfigError(f"recipe {recipe.name} has no FG view or no FULL; nothing to fuse")
     val = splits["val"]
-    fg_full = fit_pair(splits, (Stage.FG, 0), (Stage.FULL, 0), recipe)
-    seeds = {stage for stage, seed in val.logits if seed == 1}
-    doubles = {
-        stage: fit_pair(splits, (stage, 0), (stage, 1), recipe) for stage in (Stage.FULL, Stage.FG) if stage in seeds
+    tune, control = val.halves() if recipe.gate.rule == "risk" else (val, val)
+    source = splits[recipe.fusion.fit_on]
+    seeds = 1 + max(seed for _, seed in val.logits)
+
+    def pair(first: Member, second: Member, fallback: Member | None) -> Pair:
+        return fit_pair(tune, source, first, second, fallback, recipe)
+
+    seconds = [view for view in (bg_view, View.FULL) if view is not None]
+    pairs = {
+        (fg_view, second): [pair((fg_view, s), (second, s), (View.FULL, s)) for s in range(seeds)] for second in seconds
     }
-    nothing = np.zeros_like(val.logits[fg_full.first])
-    fg, full = fg_full.evidence(val, nothing)
-    named = fg_full.best if recipe.fusion.operator == "best" else recipe.fusion.operator
-    operator = fg_full.operators[named]
+    doubles = {
+        view: [pair((view, s), (view, (s + 1) % seeds), None) for s in range(seeds if seeds > 2 else 1)]
+        for view in (View.FULL, fg_view)
+        if seeds > 1
+    }
+    fg_full = pairs[fg_view, View.FULL][0]
+    nothing = np.zeros_like(tune.logits[fg_full.first])
+    fg, _ = fg_full.evidence(tune, nothing)
+    sources, metadata = recipe.prior.sources, [s.metadata for s in (splits["train"], tune)]
+    train, cap = splits["train"], recipe.prior.cap
+    priors = fit_metadata(train, tune, fg.belief, sources, metadata, cap)
+    shuffled = fit_metadata(train, tune, fg.belief, sources, [shuffle(s) for s in (train, tune)], cap)
+    policy = _policy(fg_full, control, recipe, hazardous)
+    if recipe.safety.coverage is not None:
+        policy = _with_sets(policy, fg_full, control, priors, recipe.safety.coverage)
+    return Systems(pairs, doubles, policy, priors, shuffled)
+
+
+def _policy(pair: Pair, control: Split, recipe: Recipe, hazardous: Bool[np.ndarray, " k"] | None) -> Policy:
+    operator = pair.operators[pair.best if recipe.fusion.operator == "best" else recipe.fusion.operator]
     threshold = recipe.gate.threshold
     if threshold is None:
+        nothing = np.zeros_like(control.logits[pair.first])
+        gate = recipe.gate
         threshold = choose_threshold(
-            fg, full, val.found, val.labels, val.groups, operator, nothing, rule=recipe.gate.rule
+            *pair.evidence(control, nothing),
+            control.found,
+            control.labels,
+            control.groups,
+            operator,
+            nothing,
+            rule=gate.rule,
+            epsilon=gate.epsilon,
+            delta=gate.delta,
         )
     if isinstance(operator, Threshold):
         operator = Threshold(threshold)
-    temperatures = dict(zip((Stage.FG, Stage.FULL), fg_full.temperatures, strict=True))
-    return Systems(
-        fg_full=fg_full,
-        doubles=doubles,
-        policy=Policy(temperatures, operator, threshold),
-        priors=_priors(splits, fg.belief, recipe.prior.sources, [s.metadata for s in (splits["train"], val)]),
-        shuffled=_priors(splits, fg.belief, recipe.prior.sources, [shuffle(s) for s in (splits["train"], val)]),
-    )
+    temperatures = dict(zip((Stage.FG, Stage.FULL), pair.temperatures, strict=True))
+    veto = None if hazardous is None or not hazardous.any() else Veto(hazardous, recipe.safety.hazard_mass)
+    return Policy(temperatures, operator, threshold, veto=veto)
+
+
+def _with_sets(policy: Policy, pair: Pair, control: Split, priors: Priors, coverage: float) -> Policy:
+    """Sets that cover with metadata and without: the larger of the two are taken."""
+    logits = control.logits[pair.first], control.logits[pair.second]
+    known = priors.log_prior(control.metadata)
+    fitted = [
+        fit_sets(policy.decide(*logits, control.found, prior).belief, control.labels, control.groups, coverage)
+        for prior in (np.zeros_like(known), known)
+    ]
+    return replace(policy, sets=min(fitted, key=lambda sets: sets.threshold))
 
 
 def shuffle(split: Split) -> list[Metadata]:
@@ -215,15 +184,28 @@ def shuffle(split: Split) -> list[Metadata]:
     return [split.metadata[i] for i in order]
 
 
-def _log(scores: Float64[np.ndarray, "n k"]) -> LogProbs:
-    """Unsmoothed scores may be 0; one that underflows stays the least likely."""
+def df20_beliefs(priors: Priors, belief: LogProbs, metadata: Sequence[Metadata]) -> LogProbs:
+    """Answers by the published formula. Its unsmoothed scores may be 0; one that underflows stays the least likely."""
+    scores: Float64[np.ndarray, "n k"] = df20_scores(priors, np.exp(belief), metadata)
     return log_normalize(np.log(np.maximum(scores, np.finfo(np.float64).tiny)))
 
 
-def _priors(
-    splits: Mapping[str, Split], belief: LogProbs, sources: Sequence[str], metadata: Sequence[Sequence[Metadata]]
+def fit_metadata(
+    train: Split,
+    val: Split,
+    belief: LogProbs,
+    sources: Sequence[str],
+    metadata: Sequence[Sequence[Metadata]],
+    cap: float | None = None,
 ) -> Priors:
-    train, val = metadata
-    columns = {source: [values.get(source) for values in train] for source in sources}
-    counted = count_priors(splits["train"].labels, columns, belief.shape[1])
-    return fit_priors(counted, belief, val, splits["val"].labels)
+    """Count on train, choose α and λ on validation.
+
+    Args:
+        belief: Of validation, without metadata.
+        metadata: Of train and of validation; the splits' own, or shuffled.
+    """
+    given, held = metadata
+    columns = {source: [values.get(source) for values in given] for source in sources}
+    counted = replace(count_priors(train.labels, columns, belief.shape[1]), cap=cap)
+    narrowed = [{source: values[source] for source in sources if source in values} for values in held]
+    return fit_priors(counted, belief, narrowed, val.labels)

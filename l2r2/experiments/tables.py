@@ -8,7 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import polars as pl
 
-from l2r2.experiments.systems import Split, Systems
+from l2r2.experiments.splits import Split
+from l2r2.experiments.systems import Systems
 from l2r2.fusion import oracle
 from l2r2.metrics import Interval, bootstrap, ece, macro_accuracy, nll
 from l2r2.types import Stage

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from l2r2.errors import InputError, MetadataError
-from l2r2.types import Candidate, Caution, Explanation, Metadata, Prediction, Region, Stage, make_metadata
+from l2r2.types import (
+    Candidate,
+    Caution,
+    Explanation,
+    Metadata,
+    Prediction,
+    PredictionSet,
+    Region,
+    Stage,
+    make_metadata,
+)
 from l2r2_serving.answer import Answer
 from l2r2_serving.limits import DEFAULT_TOP_K, MAX_BATCH, MAX_NAME_CHARS, MAX_SOURCES, MAX_VALUE_CHARS, check_top_k
 from l2r2_serving.status import naming
@@ -20,6 +30,7 @@ CAUTIONS: Mapping[Caution, pb.Caution] = {
     Caution.NOTHING_FOUND: pb.CAUTION_NOTHING_FOUND,
     Caution.FG_UNSURE_FULL_SURE: pb.CAUTION_FG_UNSURE_FULL_SURE,
     Caution.FLIPPED_BY_PRIOR: pb.CAUTION_FLIPPED_BY_PRIOR,
+    Caution.HAZARD: pb.CAUTION_HAZARD,
 }
 
 
@@ -103,7 +114,7 @@ def to_response(answer: Answer) -> pb.RecognizeResponse:
     prediction = answer.prediction
     width, height = prediction.size_px
     return pb.RecognizeResponse(
-        candidates=[pb.Candidate(index=c.index, name=c.name, probability=c.probability) for c in prediction.candidates],
+        candidates=_to_candidates(prediction.candidates),
         region=_to_region(prediction.region, width, height) if prediction.region else None,
         image_size=pb.ImageSize(width_px=width, height_px=height),
         stages=[pb.StageRun(stage=STAGES[s], confidence=prediction.stage_confidence[s]) for s in prediction.stages],
@@ -112,6 +123,8 @@ def to_response(answer: Answer) -> pb.RecognizeResponse:
         unrecognized=[pb.UnrecognizedMetadata(source=s, value=v) for s, v in answer.unrecognized.items()],
         bundle=pb.BundleInfo(name=answer.bundle_name, version=answer.bundle_version),
         latencies=[pb.StepLatency(step=step, latency_ms=ms) for step, ms in prediction.latency_ms.items()],
+        prediction_set=_to_set(prediction.prediction_set) if prediction.prediction_set else None,
+        withheld=prediction.withheld,
     )
 
 
@@ -126,7 +139,7 @@ def to_answer(response: pb.RecognizeResponse) -> Answer:
     ran = {stages[run.stage]: run.confidence for run in response.stages if run.stage in stages}
     return Answer(
         prediction=Prediction(
-            candidates=tuple(Candidate(c.index, c.name, c.probability) for c in response.candidates),
+            candidates=_candidates(response.candidates),
             region=_region(response.region) if response.HasField("region") else None,
             size_px=(response.image_size.width_px, response.image_size.height_px),
             stages=tuple(ran),
@@ -134,6 +147,8 @@ def to_answer(response: pb.RecognizeResponse) -> Answer:
             explanation=_explanation(response.explanation) if response.HasField("explanation") else None,
             cautions=tuple(cautions[number] for number in response.cautions if number in cautions),
             unrecognized=tuple(item.source for item in response.unrecognized),
+            prediction_set=_set(response.prediction_set) if response.HasField("prediction_set") else None,
+            withheld=response.withheld,
             latency_ms={item.step: item.latency_ms for item in response.latencies},
         ),
         bundle_name=response.bundle.name,
@@ -160,6 +175,22 @@ def _check_value(field: str, value: str) -> None:
     with naming(field):
         if len(value) > MAX_VALUE_CHARS:
             raise MetadataError(f"{field} has {len(value)} characters; at most {MAX_VALUE_CHARS} are taken")
+
+
+def _to_candidates(candidates: Iterable[Candidate]) -> list[pb.Candidate]:
+    return [pb.Candidate(index=c.index, name=c.name, probability=c.probability) for c in candidates]
+
+
+def _candidates(candidates: Iterable[pb.Candidate]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(c.index, c.name, c.probability) for c in candidates)
+
+
+def _to_set(found: PredictionSet) -> pb.PredictionSet:
+    return pb.PredictionSet(members=_to_candidates(found.members), size=found.size, coverage=found.coverage)
+
+
+def _set(found: pb.PredictionSet) -> PredictionSet:
+    return PredictionSet(_candidates(found.members), found.size, found.coverage)
 
 
 def _to_box(corners: tuple[float, ...]) -> pb.Box:

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from l2r2.types import Caution, Stage
+from l2r2.types import Caution, PredictionSet, Stage
 from l2r2_serving.answer import Answer
 from l2r2_serving.convert import normalized
 
@@ -14,6 +14,7 @@ CAUTIONS = {
     Caution.NOTHING_FOUND: "no foreground was found; this is the answer of the whole photograph",
     Caution.FG_UNSURE_FULL_SURE: "the background may have decided: the whole photograph is sure, its foreground is not",
     Caution.FLIPPED_BY_PRIOR: "without the metadata the answer would be another class",
+    Caution.HAZARD: "a hazardous class is possible and the foreground is unsure: this is no answer",
 }
 """In plain words."""
 
@@ -23,9 +24,12 @@ def as_text(path: Path, answer: Answer) -> str:
     prediction = answer.prediction
     best, *others = prediction.candidates
     width, height = prediction.size_px
-    lines = [f"{shown(path)}: {best.name} {best.probability:.3f}"]
+    withheld = "no answer; likeliest " if prediction.withheld else ""
+    lines = [f"{shown(path)}: {withheld}{best.name} {best.probability:.3f}"]
     if others:
         lines.append(_line("others", ", ".join(f"{c.name} {c.probability:.3f}" for c in others)))
+    if prediction.prediction_set is not None:
+        lines.append(_line("one of", _set(prediction.prediction_set)))
     if prediction.region is None:
         lines.append(_line("region", f"none found in {width}×{height} px"))
     else:
@@ -51,10 +55,11 @@ def as_text(path: Path, answer: Answer) -> str:
 
 def as_json(path: Path, answer: Answer) -> str:
     """One line: photo, candidates, region (or null), size_px, stages, explanation, cautions, unrecognized, bundle,
-    latency_ms. Boxes are xyxy, in pixels and as shares in [0, 1]; log-odds are natural.
+    latency_ms, prediction_set (or null), withheld. Boxes are xyxy, in pixels and as shares in [0, 1]; log-odds are
+    natural.
     """
     prediction = answer.prediction
-    region, why = prediction.region, prediction.explanation
+    region, why, among = prediction.region, prediction.explanation, prediction.prediction_set
     values = {
         "photo": shown(path),
         "candidates": [{"name": c.name, "probability": c.probability} for c in prediction.candidates],
@@ -71,8 +76,17 @@ def as_json(path: Path, answer: Answer) -> str:
         "unrecognized": dict(answer.unrecognized),
         "bundle": {"name": answer.bundle_name, "version": answer.bundle_version},
         "latency_ms": dict(prediction.latency_ms),
+        "prediction_set": among
+        and {"members": [c.name for c in among.members], "size": among.size, "coverage": among.coverage},
+        "withheld": prediction.withheld,
     }
     return json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+def _set(among: PredictionSet) -> str:
+    more = among.size - len(among.members)
+    names = ", ".join(c.name for c in among.members) + (f" and {more} more" if more else "")
+    return f"{names} ({100 * among.coverage:.0f} % coverage)"
 
 
 def shown(path: Path) -> str:

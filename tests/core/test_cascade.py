@@ -168,7 +168,7 @@ def test_a_good_fg_needs_no_full():
 def test_another_rule_is_refused():
     case = random_case(0)
     fg, full = evidence(make_policy(Average(), 0.5), case)
-    with pytest.raises(InputError, match=r"^gate rule is 'mean'; expected one_se or best$"):
+    with pytest.raises(InputError, match=r"^gate rule is 'mean'; expected one_se, best or risk$"):
         choose_threshold(fg, full, case[2], case[4], np.arange(30), Average(), case[3], rule="mean")
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -103,15 +105,51 @@ def test_sparse_rows_equal_the_dense_formula(seed, alpha, strength, classes):
         )
 
 
-def test_parts_sum_to_the_log_prior():
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_parts_sum_to_the_log_prior(cap):
     labels, columns = drawn(0, 60)
-    priors = count_priors(labels, columns, 3)
+    priors = replace(count_priors(labels, columns, 3), cap=cap)
     for metadata in rows(columns)[:10]:
-        np.testing.assert_allclose(sum(priors.parts(metadata).values()), priors.log_prior([metadata])[0], rtol=1e-5)
+        whole = priors.log_prior([metadata])[0]
+        np.testing.assert_allclose(sum(priors.parts(metadata, np.arange(3)).values()), whole, rtol=1e-5, atol=1e-6)
+        for k in range(3):
+            alone = priors.parts(metadata, np.array([k]))
+            np.testing.assert_allclose(sum(alone.values()), whole[[k]], rtol=1e-5, atol=1e-6)
+
+
+@given(seed=st.integers(0, 100), cap=st.floats(0.05, 4), strength=st.floats(0, 2))
+def test_a_cap_holds_the_sum_and_changes_nothing_inside_it(seed, cap, strength):
+    labels, columns = drawn(seed, 50)
+    free = changed(count_priors(labels, columns, 3), 0.3, strength)
+    held = replace(free, cap=cap)
+    before, after = free.log_prior(rows(columns)), held.log_prior(rows(columns))
+    np.testing.assert_allclose(after, np.clip(before, -cap, cap), rtol=1e-5, atol=1e-6)
+    assert (abs(after).max(axis=1) <= cap * 1.0001).all()
+
+
+def test_a_capped_prior_flips_no_answer_that_leads_by_more_than_twice_the_cap():
+    labels, columns = drawn(3, 80)
+    held = changed(replace(count_priors(labels, columns, 3), cap=0.7), 0.1, 2.0)
+    held = replace(held, cap=0.7)
+    sure = log_normalize(np.array([[1.5, 0.0, 0.0]]))
+    for metadata in rows(columns):
+        assert (sure + held.log_prior([metadata])).argmax() == 0
+
+
+def test_strength_is_fitted_with_the_cap_in_place():
+    labels, columns = drawn(1, 300)
+    flat = log_normalize(np.zeros((300, 3)))
+    fitted = fit_priors(replace(count_priors(labels, columns, 3), cap=0.2), flat, rows(columns), labels)
+    assert fitted.cap == 0.2
+    assert fitted.strength > 0
+    best = nll(log_normalize(flat + fitted.log_prior(rows(columns))), labels)
+    for strength in (0.5 * fitted.strength, 0.0):
+        other = replace(fitted, strength=strength)
+        assert best <= nll(log_normalize(flat + other.log_prior(rows(columns))), labels) + 1e-6
 
 
 def test_parts_are_only_of_what_is_known():
-    assert set(PRIORS.parts({"habitat": "forest", "month": "3", "substrate": "wood"})) == {"habitat"}
+    assert set(PRIORS.parts({"habitat": "forest", "month": "3", "substrate": "wood"}, np.arange(2))) == {"habitat"}
 
 
 def test_unrecognized_values_and_names_are_told():

@@ -77,17 +77,17 @@ def store(place: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def done(dataset: Dataset, store: Store, place: Path) -> Done:
-    return run_experiment(RECIPE, dataset, "middle", store, place / "work", Silent())
+    return run_experiment(RECIPE, dataset, MiddleLocalizer(), store, place / "work", Silent())
 
 
 def test_a_finished_experiment_is_used_again(done: Done, dataset: Dataset, store: Store, place: Path) -> None:
-    again = run_experiment(RECIPE, dataset, "middle", store, place / "work", Silent())
+    again = run_experiment(RECIPE, dataset, MiddleLocalizer(), store, place / "work", Silent())
     assert again == Done(done.run_id, reused=True)
 
 
 def test_another_gate_trains_no_classifier_again(done: Done, dataset: Dataset, store: Store, place: Path) -> None:
     changed = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"threshold": 0.9})})
-    other = run_experiment(changed, dataset, "middle", store, place / "work", Silent())
+    other = run_experiment(changed, dataset, MiddleLocalizer(), store, place / "work", Silent())
     assert not other.reused
     first, second = load_experiment(store, done.run_id), load_experiment(store, other.run_id)
     assert first.context.children == second.context.children

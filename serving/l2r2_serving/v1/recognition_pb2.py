@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19l2r2/v1/recognition.proto\x12\x07l2r2.v1\x1a\x19google/protobuf/any.proto\"\x92\x02\n\x10RecognizeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x14\n\x07habitat\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tsubstrate\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05month\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x39\n\x08metadata\x18\x05 \x03(\x0b\x32\'.l2r2.v1.RecognizeRequest.MetadataEntry\x12\r\n\x05top_k\x18\x06 \x01(\x05\x12\x0e\n\x06\x62undle\x18\x07 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_habitatB\x0c\n\n_substrateB\x08\n\x06_month\"\xf9\x02\n\x11RecognizeResponse\x12&\n\ncandidates\x18\x01 \x03(\x0b\x32\x12.l2r2.v1.Candidate\x12\x1f\n\x06region\x18\x02 \x01(\x0b\x32\x0f.l2r2.v1.Region\x12&\n\nimage_size\x18\x03 \x01(\x0b\x32\x12.l2r2.v1.ImageSize\x12!\n\x06stages\x18\x04 \x03(\x0b\x32\x11.l2r2.v1.StageRun\x12)\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x14.l2r2.v1.Explanation\x12\"\n\x08\x63\x61utions\x18\x06 \x03(\x0e\x32\x10.l2r2.v1.Caution\x12\x33\n\x0cunrecognized\x18\x07 \x03(\x0b\x32\x1d.l2r2.v1.UnrecognizedMetadata\x12#\n\x06\x62undle\x18\x08 \x01(\x0b\x32\x13.l2r2.v1.BundleInfo\x12\'\n\tlatencies\x18\t \x03(\x0b\x32\x14.l2r2.v1.StepLatency\"D\n\x15\x42\x61tchRecognizeRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.l2r2.v1.RecognizeRequest\"H\n\x16\x42\x61tchRecognizeResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.l2r2.v1.BatchRecognizeResult\"w\n\x14\x42\x61tchRecognizeResult\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.l2r2.v1.RecognizeResponseH\x00\x12%\n\x06status\x18\x02 \x01(\x0b\x32\x13.l2r2.v1.ItemStatusH\x00\x42\x08\n\x06result\"R\n\nItemStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"=\n\tCandidate\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"[\n\x06Region\x12\x1c\n\x06\x62ox_px\x18\x01 \x01(\x0b\x32\x0c.l2r2.v1.Box\x12$\n\x0e\x62ox_normalized\x18\x02 \x01(\x0b\x32\x0c.l2r2.v1.Box\x12\r\n\x05score\x18\x03 \x01(\x01\"A\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x01\x12\r\n\x05y_min\x18\x02 \x01(\x01\x12\r\n\x05x_max\x18\x03 \x01(\x01\x12\r\n\x05y_max\x18\x04 \x01(\x01\"0\n\tImageSize\x12\x10\n\x08width_px\x18\x01 \x01(\x05\x12\x11\n\theight_px\x18\x02 \x01(\x05\"=\n\x08StageRun\x12\x1d\n\x05stage\x18\x01 \x01(\x0e\x32\x0e.l2r2.v1.Stage\x12\x12\n\nconfidence\x18\x02 \x01(\x01\"Z\n\x0b\x45xplanation\x12\r\n\x05rival\x18\x01 \x01(\t\x12\x16\n\x0etotal_log_odds\x18\x02 \x01(\x01\x12$\n\x05parts\x18\x03 \x03(\x0b\x32\x15.l2r2.v1.EvidencePart\"0\n\x0c\x45videncePart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08log_odds\x18\x02 \x01(\x01\"5\n\x14UnrecognizedMetadata\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"+\n\nBundleInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"/\n\x0bStepLatency\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x12\n\nlatency_ms\x18\x02 \x01(\x01*<\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STAGE_FG\x10\x01\x12\x0e\n\nSTAGE_FULL\x10\x02*|\n\x07\x43\x61ution\x12\x17\n\x13\x43\x41UTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41UTION_NOTHING_FOUND\x10\x01\x12\x1f\n\x1b\x43\x41UTION_FG_UNSURE_FULL_SURE\x10\x02\x12\x1c\n\x18\x43\x41UTION_FLIPPED_BY_PRIOR\x10\x03\x32\xab\x01\n\x12RecognitionService\x12\x42\n\tRecognize\x12\x19.l2r2.v1.RecognizeRequest\x1a\x1a.l2r2.v1.RecognizeResponse\x12Q\n\x0e\x42\x61tchRecognize\x12\x1e.l2r2.v1.BatchRecognizeRequest\x1a\x1f.l2r2.v1.BatchRecognizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19l2r2/v1/recognition.proto\x12\x07l2r2.v1\x1a\x19google/protobuf/any.proto\"\x92\x02\n\x10RecognizeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x14\n\x07habitat\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tsubstrate\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05month\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x39\n\x08metadata\x18\x05 \x03(\x0b\x32\'.l2r2.v1.RecognizeRequest.MetadataEntry\x12\r\n\x05top_k\x18\x06 \x01(\x05\x12\x0e\n\x06\x62undle\x18\x07 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_habitatB\x0c\n\n_substrateB\x08\n\x06_month\"\xbb\x03\n\x11RecognizeResponse\x12&\n\ncandidates\x18\x01 \x03(\x0b\x32\x12.l2r2.v1.Candidate\x12\x1f\n\x06region\x18\x02 \x01(\x0b\x32\x0f.l2r2.v1.Region\x12&\n\nimage_size\x18\x03 \x01(\x0b\x32\x12.l2r2.v1.ImageSize\x12!\n\x06stages\x18\x04 \x03(\x0b\x32\x11.l2r2.v1.StageRun\x12)\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x14.l2r2.v1.Explanation\x12\"\n\x08\x63\x61utions\x18\x06 \x03(\x0e\x32\x10.l2r2.v1.Caution\x12\x33\n\x0cunrecognized\x18\x07 \x03(\x0b\x32\x1d.l2r2.v1.UnrecognizedMetadata\x12#\n\x06\x62undle\x18\x08 \x01(\x0b\x32\x13.l2r2.v1.BundleInfo\x12\'\n\tlatencies\x18\t \x03(\x0b\x32\x14.l2r2.v1.StepLatency\x12.\n\x0eprediction_set\x18\n \x01(\x0b\x32\x16.l2r2.v1.PredictionSet\x12\x10\n\x08withheld\x18\x0b \x01(\x08\"D\n\x15\x42\x61tchRecognizeRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.l2r2.v1.RecognizeRequest\"H\n\x16\x42\x61tchRecognizeResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.l2r2.v1.BatchRecognizeResult\"w\n\x14\x42\x61tchRecognizeResult\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.l2r2.v1.RecognizeResponseH\x00\x12%\n\x06status\x18\x02 \x01(\x0b\x32\x13.l2r2.v1.ItemStatusH\x00\x42\x08\n\x06result\"R\n\nItemStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"=\n\tCandidate\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"T\n\rPredictionSet\x12#\n\x07members\x18\x01 \x03(\x0b\x32\x12.l2r2.v1.Candidate\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x10\n\x08\x63overage\x18\x03 \x01(\x01\"[\n\x06Region\x12\x1c\n\x06\x62ox_px\x18\x01 \x01(\x0b\x32\x0c.l2r2.v1.Box\x12$\n\x0e\x62ox_normalized\x18\x02 \x01(\x0b\x32\x0c.l2r2.v1.Box\x12\r\n\x05score\x18\x03 \x01(\x01\"A\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x01\x12\r\n\x05y_min\x18\x02 \x01(\x01\x12\r\n\x05x_max\x18\x03 \x01(\x01\x12\r\n\x05y_max\x18\x04 \x01(\x01\"0\n\tImageSize\x12\x10\n\x08width_px\x18\x01 \x01(\x05\x12\x11\n\theight_px\x18\x02 \x01(\x05\"=\n\x08StageRun\x12\x1d\n\x05stage\x18\x01 \x01(\x0e\x32\x0e.l2r2.v1.Stage\x12\x12\n\nconfidence\x18\x02 \x01(\x01\"Z\n\x0b\x45xplanation\x12\r\n\x05rival\x18\x01 \x01(\t\x12\x16\n\x0etotal_log_odds\x18\x02 \x01(\x01\x12$\n\x05parts\x18\x03 \x03(\x0b\x32\x15.l2r2.v1.EvidencePart\"0\n\x0c\x45videncePart\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08log_odds\x18\x02 \x01(\x01\"5\n\x14UnrecognizedMetadata\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"+\n\nBundleInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"/\n\x0bStepLatency\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x12\n\nlatency_ms\x18\x02 \x01(\x01*<\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STAGE_FG\x10\x01\x12\x0e\n\nSTAGE_FULL\x10\x02*\x90\x01\n\x07\x43\x61ution\x12\x17\n\x13\x43\x41UTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41UTION_NOTHING_FOUND\x10\x01\x12\x1f\n\x1b\x43\x41UTION_FG_UNSURE_FULL_SURE\x10\x02\x12\x1c\n\x18\x43\x41UTION_FLIPPED_BY_PRIOR\x10\x03\x12\x12\n\x0e\x43\x41UTION_HAZARD\x10\x04\x32\xab\x01\n\x12RecognitionService\x12\x42\n\tRecognize\x12\x19.l2r2.v1.RecognizeRequest\x1a\x1a.l2r2.v1.RecognizeResponse\x12Q\n\x0e\x42\x61tchRecognize\x12\x1e.l2r2.v1.BatchRecognizeRequest\x1a\x1f.l2r2.v1.BatchRecognizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +34,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECOGNIZEREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_RECOGNIZEREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_STAGE']._serialized_start=1698
-  _globals['_STAGE']._serialized_end=1758
-  _globals['_CAUTION']._serialized_start=1760
-  _globals['_CAUTION']._serialized_end=1884
+  _globals['_STAGE']._serialized_start=1850
+  _globals['_STAGE']._serialized_end=1910
+  _globals['_CAUTION']._serialized_start=1913
+  _globals['_CAUTION']._serialized_end=2057
   _globals['_RECOGNIZEREQUEST']._serialized_start=66
   _globals['_RECOGNIZEREQUEST']._serialized_end=340
   _globals['_RECOGNIZEREQUEST_METADATAENTRY']._serialized_start=257
   _globals['_RECOGNIZEREQUEST_METADATAENTRY']._serialized_end=304
   _globals['_RECOGNIZERESPONSE']._serialized_start=343
-  _globals['_RECOGNIZERESPONSE']._serialized_end=720
-  _globals['_BATCHRECOGNIZEREQUEST']._serialized_start=722
-  _globals['_BATCHRECOGNIZEREQUEST']._serialized_end=790
-  _globals['_BATCHRECOGNIZERESPONSE']._serialized_start=792
-  _globals['_BATCHRECOGNIZERESPONSE']._serialized_end=864
-  _globals['_BATCHRECOGNIZERESULT']._serialized_start=866
-  _globals['_BATCHRECOGNIZERESULT']._serialized_end=985
-  _globals['_ITEMSTATUS']._serialized_start=987
-  _globals['_ITEMSTATUS']._serialized_end=1069
-  _globals['_CANDIDATE']._serialized_start=1071
-  _globals['_CANDIDATE']._serialized_end=1132
-  _globals['_REGION']._serialized_start=1134
-  _globals['_REGION']._serialized_end=1225
-  _globals['_BOX']._serialized_start=1227
-  _globals['_BOX']._serialized_end=1292
-  _globals['_IMAGESIZE']._serialized_start=1294
-  _globals['_IMAGESIZE']._serialized_end=1342
-  _globals['_STAGERUN']._serialized_start=1344
-  _globals['_STAGERUN']._serialized_end=1405
-  _globals['_EXPLANATION']._serialized_start=1407
-  _globals['_EXPLANATION']._serialized_end=1497
-  _globals['_EVIDENCEPART']._serialized_start=1499
-  _globals['_EVIDENCEPART']._serialized_end=1547
-  _globals['_UNRECOGNIZEDMETADATA']._serialized_start=1549
-  _globals['_UNRECOGNIZEDMETADATA']._serialized_end=1602
-  _globals['_BUNDLEINFO']._serialized_start=1604
-  _globals['_BUNDLEINFO']._serialized_end=1647
-  _globals['_STEPLATENCY']._serialized_start=1649
-  _globals['_STEPLATENCY']._serialized_end=1696
-  _globals['_RECOGNITIONSERVICE']._serialized_start=1887
-  _globals['_RECOGNITIONSERVICE']._serialized_end=2058
+  _globals['_RECOGNIZERESPONSE']._serialized_end=786
+  _globals['_BATCHRECOGNIZEREQUEST']._serialized_start=788
+  _globals['_BATCHRECOGNIZEREQUEST']._serialized_end=856
+  _globals['_BATCHRECOGNIZERESPONSE']._serialized_start=858
+  _globals['_BATCHRECOGNIZERESPONSE']._serialized_end=930
+  _globals['_BATCHRECOGNIZERESULT']._serialized_start=932
+  _globals['_BATCHRECOGNIZERESULT']._serialized_end=1051
+  _globals['_ITEMSTATUS']._serialized_start=1053
+  _globals['_ITEMSTATUS']._serialized_end=1135
+  _globals['_CANDIDATE']._serialized_start=1137
+  _globals['_CANDIDATE']._serialized_end=1198
+  _globals['_PREDICTIONSET']._serialized_start=1200
+  _globals['_PREDICTIONSET']._serialized_end=1284
+  _globals['_REGION']._serialized_start=1286
+  _globals['_REGION']._serialized_end=1377
+  _globals['_BOX']._serialized_start=1379
+  _globals['_BOX']._serialized_end=1444
+  _globals['_IMAGESIZE']._serialized_start=1446
+  _globals['_IMAGESIZE']._serialized_end=1494
+  _globals['_STAGERUN']._serialized_start=1496
+  _globals['_STAGERUN']._serialized_end=1557
+  _globals['_EXPLANATION']._serialized_start=1559
+  _globals['_EXPLANATION']._serialized_end=1649
+  _globals['_EVIDENCEPART']._serialized_start=1651
+  _globals['_EVIDENCEPART']._serialized_end=1699
+  _globals['_UNRECOGNIZEDMETADATA']._serialized_start=1701
+  _globals['_UNRECOGNIZEDMETADATA']._serialized_end=1754
+  _globals['_BUNDLEINFO']._serialized_start=1756
+  _globals['_BUNDLEINFO']._serialized_end=1799
+  _globals['_STEPLATENCY']._serialized_start=1801
+  _globals['_STEPLATENCY']._serialized_end=1848
+  _globals['_RECOGNITIONSERVICE']._serialized_start=2060
+  _globals['_RECOGNITIONSERVICE']._serialized_end=2231
 # @@protoc_insertion_point(module_scope)

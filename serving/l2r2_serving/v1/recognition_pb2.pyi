@@ -20,6 +20,7 @@ class Caution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CAUTION_NOTHING_FOUND: _ClassVar[Caution]
     CAUTION_FG_UNSURE_FULL_SURE: _ClassVar[Caution]
     CAUTION_FLIPPED_BY_PRIOR: _ClassVar[Caution]
+    CAUTION_HAZARD: _ClassVar[Caution]
 STAGE_UNSPECIFIED: Stage
 STAGE_FG: Stage
 STAGE_FULL: Stage
@@ -27,6 +28,7 @@ CAUTION_UNSPECIFIED: Caution
 CAUTION_NOTHING_FOUND: Caution
 CAUTION_FG_UNSURE_FULL_SURE: Caution
 CAUTION_FLIPPED_BY_PRIOR: Caution
+CAUTION_HAZARD: Caution
 
 class RecognizeRequest(_message.Message):
     __slots__ = ("image", "habitat", "substrate", "month", "metadata", "top_k", "bundle")
@@ -54,7 +56,7 @@ class RecognizeRequest(_message.Message):
     def __init__(self, image: _Optional[bytes] = ..., habitat: _Optional[str] = ..., substrate: _Optional[str] = ..., month: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., top_k: _Optional[int] = ..., bundle: _Optional[str] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
-    __slots__ = ("candidates", "region", "image_size", "stages", "explanation", "cautions", "unrecognized", "bundle", "latencies")
+    __slots__ = ("candidates", "region", "image_size", "stages", "explanation", "cautions", "unrecognized", "bundle", "latencies", "prediction_set", "withheld")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +66,8 @@ class RecognizeResponse(_message.Message):
     UNRECOGNIZED_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_SET_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     region: Region
     image_size: ImageSize
@@ -73,7 +77,9 @@ class RecognizeResponse(_message.Message):
     unrecognized: _containers.RepeatedCompositeFieldContainer[UnrecognizedMetadata]
     bundle: BundleInfo
     latencies: _containers.RepeatedCompositeFieldContainer[StepLatency]
-    def __init__(self, candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., image_size: _Optional[_Union[ImageSize, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageRun, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., cautions: _Optional[_Iterable[_Union[Caution, str]]] = ..., unrecognized: _Optional[_Iterable[_Union[UnrecognizedMetadata, _Mapping]]] = ..., bundle: _Optional[_Union[BundleInfo, _Mapping]] = ..., latencies: _Optional[_Iterable[_Union[StepLatency, _Mapping]]] = ...) -> None: ...
+    prediction_set: PredictionSet
+    withheld: bool
+    def __init__(self, candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., image_size: _Optional[_Union[ImageSize, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageRun, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., cautions: _Optional[_Iterable[_Union[Caution, str]]] = ..., unrecognized: _Optional[_Iterable[_Union[UnrecognizedMetadata, _Mapping]]] = ..., bundle: _Optional[_Union[BundleInfo, _Mapping]] = ..., latencies: _Optional[_Iterable[_Union[StepLatency, _Mapping]]] = ..., prediction_set: _Optional[_Union[PredictionSet, _Mapping]] = ..., withheld: _Optional[bool] = ...) -> None: ...
 
 class BatchRecognizeRequest(_message.Message):
     __slots__ = ("requests",)
@@ -114,6 +120,16 @@ class Candidate(_message.Message):
     name: str
     probability: float
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class PredictionSet(_message.Message):
+    __slots__ = ("members", "size", "coverage")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[Candidate]
+    size: int
+    coverage: float
+    def __init__(self, members: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., size: _Optional[int] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class Region(_message.Message):
     __slots__ = ("box_px", "box_normalized", "score")

@@ -1,0 +1,91 @@
+"""What an experiment leaves for people: tables, metrics and figures, all kept with its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from l2r2.experiments import figures, tables
+from l2r2.experiments.children import Workshop
+from l2r2.experiments.pairs import Pair
+from l2r2.experiments.results import per_class, results
+from l2r2.experiments.splits import CROSSFIT, Split
+from l2r2.experiments.systems import Systems
+from l2r2.files import write_table, write_text
+from l2r2.fusion import WeightedLogits
+from l2r2.tracking import Run
+
+PREDICTIONS, ACCURACY = "tables/predictions.parquet", "tables/accuracy.md"
+RESULTS, PER_CLASS, WL_WEIGHTS = "tables/results.parquet", "tables/per_class.parquet", "tables/wl_weights.parquet"
+
+
+def report(
+    run: Run,
+    folder: Path,
+    shop: Workshop,
+    systems: Systems | None,
+    untrained: Sequence[Pair],
+    splits: Mapping[str, Split],
+) -> None:
+    """Write everything into `folder` and keep it with the run.
+
+    Args:
+        systems: None where nothing was fitted; then there are results and nothing else.
+        untrained: Pairs fused by ⊕max alone.
+    """
+    names = shop.dataset.class_names
+    write_table(folder / RESULTS, results(splits, shop.recipe, systems, untrained))
+    write_table(folder / PER_CLASS, per_class(splits, systems, names))
+    made = [RESULTS, PER_CLASS]
+    if systems is not None:
+        weights = wl_weights(systems, names)
+        if weights is not None:
+            write_table(folder / WL_WEIGHTS, weights)
+            made.append(WL_WEIGHTS)
+    for name in made:
+        run.file(folder / name, "tables")
+    if systems is not None:
+        _judge(run, folder, shop, systems, splits)
+
+
+def wl_weights(systems: Systems, class_names: Sequence[str]) -> pl.DataFrame | None:
+    """The deployed pair's ⊕WL (the paper's figure 8): class, w_fg, w_full; None where it was not fitted."""
+    fitted = systems.fg_full.operators.get("WL")
+    if not isinstance(fitted, WeightedLogits):
+        return None
+    return pl.DataFrame({"class": class_names, "w_fg": fitted.w_fg, "w_full": fitted.w_full})
+
+
+def _judge(run: Run, folder: Path, shop: Workshop, systems: Systems, splits: Mapping[str, Split]) -> None:
+    dataset = shop.dataset
+    judged = {name: split for name, split in splits.items() if name not in {"train", CROSSFIT}}
+    sets = [name for name in judged if name != "val"]
+    table = tables.predictions(systems, judged)
+    write_table(folder / PREDICTIONS, table)
+    text = tables.markdown(tables.accuracies(table), [*sets, "val"])
+    if dataset.card.simulated_metadata:
+        text += "\nMetadata are simulated: drawn from a made-up table, so what they add says nothing about real ones.\n"
+    write_text(folder / ACCURACY, text)
+    for name in (PREDICTIONS, ACCURACY):
+        run.file(folder / name, "tables")
+    run.metrics(tables.metrics(systems, judged, table))
+    run.metrics(
+        {
+            "gate": systems.policy.threshold,
+            "prior/alpha": systems.priors.alpha,
+            "prior/strength": systems.priors.strength,
+            **{f"temperature/{stage}": float(t.values[0]) for stage, t in systems.policy.temperatures.items()},
+        }
+    )
+    run.tags({"best_fusion": systems.fg_full.best})
+    made = folder / "figures"
+    figures.reliability_diagrams(systems, splits["val"], made / "reliability.png")
+    figures.cost_curve(systems, judged, made / "cost-curve.png")
+    for name in sets:
+        answers = systems.answers(splits[name])
+        figures.confusion_matrices(answers, splits[name], dataset.class_names, made / f"confusion-{name}.png")
+        figures.contact_sheet(dataset, shop.regions, answers, splits[name], made / f"contact-sheet-{name}.png")
+    for path in sorted(made.glob("*.png")):
+        run.file(path, "figures")
