@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from l2r2.experiments import figures, tables
+from l2r2.experiments import better, figures, tables
 from l2r2.experiments.children import Workshop
 from l2r2.experiments.pairs import Pair
 from l2r2.experiments.results import per_class, results
@@ -17,7 +17,7 @@ from l2r2.files import write_table, write_text
 from l2r2.fusion import WeightedLogits
 from l2r2.tracking import Run
 
-PREDICTIONS, ACCURACY = "tables/predictions.parquet", "tables/accuracy.md"
+PREDICTIONS, ACCURACY, BETTER = "tables/predictions.parquet", "tables/accuracy.md", "tables/better.md"
 RESULTS, PER_CLASS, WL_WEIGHTS = "tables/results.parquet", "tables/per_class.parquet", "tables/wl_weights.parquet"
 
 
@@ -68,7 +68,9 @@ def _judge(run: Run, folder: Path, shop: Workshop, systems: Systems, splits: Map
     if dataset.card.simulated_metadata:
         text += "\nMetadata are simulated: drawn from a made-up table, so what they add says nothing about real ones.\n"
     write_text(folder / ACCURACY, text)
-    for name in (PREDICTIONS, ACCURACY):
+    lines = better.better(splits, shop.recipe, systems, shop.recipe.safety.hazard_mass)
+    write_text(folder / BETTER, better.markdown(lines))
+    for name in (PREDICTIONS, ACCURACY, BETTER):
         run.file(folder / name, "tables")
     run.metrics(tables.metrics(systems, judged, table))
     run.metrics(

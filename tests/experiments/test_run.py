@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from l2r2.cli import build
-from l2r2.config import Recipe, SaliencySettings
+from l2r2.config import Recipe, SafetySettings, SaliencySettings
 from l2r2.datasets import Dataset
 from l2r2.datasets.user import from_folder
 from l2r2.errors import ArtifactError, ConfigError, DatasetError, InputError
@@ -23,7 +23,7 @@ from l2r2.experiments.evaluate import evaluate_bundle
 from l2r2.experiments.localizing import fill_regions, make_localizer
 from l2r2.experiments.run import Done
 from l2r2.tracking import Store
-from l2r2.types import Pixels, Region, Stage
+from l2r2.types import Pixels, Region, Stage, View
 from tests.tiny import BLUE, CLASSES, DARK, GREEN, RED, make_photo, make_tiny_bundle
 
 RECIPE = Recipe(
@@ -149,9 +149,66 @@ def test_a_run_that_is_no_experiment_is_refused(store: Store) -> None:
         load_experiment(store, run.id)
 
 
-def test_regions_must_be_located_before(dataset: Dataset, store: Store, place: Path) -> None:
-    with pytest.raises(DatasetError, match="72 of 72 photographs were not located yet; run: l2r2 localize"):
-        run_experiment(RECIPE, dataset, "other-localizer", store, place / "work", Silent())
+def test_results_hold_every_system_seed_and_metric(done: Done, store: Store) -> None:
+    table = pl.read_parquet(store.download(done.run_id, "tables/results.parquet"))
+    assert set(table["split"]) == {"train", "val", "test"}
+    assert {"FULL", "FG_C", "FG_C⊕max FULL", "FG_C⊕* FULL", "Oracle FG_C FULL", "FULL×2", "FG_C×2"} <= set(
+        table["system"]
+    )
+    base = table.filter((pl.col("system") == "FULL") & (pl.col("split") == "test") & (pl.col("metric") == "accuracy"))
+    assert base["seed"].sort().to_list() == [0, 1]
+    child = load_experiment(store, done.run_id).context.children[Stage.FULL]
+    logits = pl.read_parquet(store.download(child, "logits.parquet")).filter(pl.col("split") == "test")
+    right = logits["logits"].to_numpy().argmax(axis=1) == logits["label"].to_numpy()
+    assert base.filter(pl.col("seed") == 0)["value"].item() == pytest.approx(right.mean())
+    weights = pl.read_parquet(store.download(done.run_id, "tables/wl_weights.parquet"))
+    assert weights["class"].to_list() == sorted(CLASSES)
+    per_class = pl.read_parquet(store.download(done.run_id, "tables/per_class.parquet"))
+    assert per_class.filter((pl.col("system") == "FULL") & (pl.col("split") == "test"))["n"].to_list() == [6, 6, 6]
+
+
+def test_what_is_better_than_the_paper_is_measured(done: Done, store: Store) -> None:
+    text = store.download(done.run_id, "tables/better.md").read_text(encoding="utf-8")
+    for words in ("one standard error", "certified", "a set of 90 % coverage", "no veto / veto", "uncapped / capped"):
+        assert words in text
+
+
+def test_views_without_a_foreground_are_trained_and_judged_alone(dataset: Dataset, store: Store, place: Path) -> None:
+    recipe = RECIPE.model_copy(update={"name": "full-only", "views": (View.FULL,)})
+    run = run_experiment(recipe, dataset, None, store, place / "work", Silent()).run_id
+    table = pl.read_parquet(store.download(run, "tables/results.parquet"))
+    assert set(table["system"]) == {"FULL"}
+    with pytest.raises(ArtifactError, match=r"has no artifact 'recipe\.json'"):
+        load_experiment(store, run)
+
+
+def test_every_view_and_cross_fitting_in_one_experiment(dataset: Dataset, store: Store, place: Path) -> None:
+    changes = {
+        "name": "wide",
+        "views": (View.FULL, View.FG_C, View.BG_B, View.CENTERCROP),
+        "train": RECIPE.train.model_copy(update={"seeds": (0,), "epochs": 1}),
+        "fusion": RECIPE.fusion.model_copy(update={"fit_on": "crossfit", "folds": 2}),
+        "gate": RECIPE.gate.model_copy(update={"rule": "risk"}),
+    }
+    run = run_experiment(RECIPE.model_copy(update=changes), dataset, MiddleLocalizer(), store, place / "work", Silent())
+    systems = set(pl.read_parquet(store.download(run.run_id, "tables/results.parquet"))["system"])
+    assert {"BG_B", "CENTERCROP", "FG_C⊕WL BG_B", "FG_C⊕WL FULL"} <= systems
+    assert "cross-fitted" in store.download(run.run_id, "tables/better.md").read_text(encoding="utf-8")
+    folds = store.finished("wide", {"kind": "crossfit", "view": "FG_C"})
+    table = pl.read_parquet(store.download(folds, "logits.parquet"))
+    train = dataset.table.filter(pl.col("split") == "train")
+    assert sorted(table["digest"]) == sorted(train["digest"])
+
+
+def test_a_hazard_that_is_no_class_is_refused(dataset: Dataset, store: Store, place: Path) -> None:
+    recipe = RECIPE.model_copy(update={"safety": SafetySettings(hazardous=("amanita",))})
+    with pytest.raises(ConfigError, match=r"safety\.hazardous names 'amanita', which is no class of"):
+        run_experiment(recipe, dataset, MiddleLocalizer(), store, place / "work", Silent())
+
+
+def test_a_view_that_needs_a_region_needs_a_localizer(dataset: Dataset, store: Store, place: Path) -> None:
+    with pytest.raises(ConfigError, match="has views that need a region and there is no localizer"):
+        run_experiment(RECIPE, dataset, None, store, place / "work", Silent())
 
 
 def test_a_bundle_is_judged_by_its_own_recognizer(dataset: Dataset, tmp_path: Path) -> None:

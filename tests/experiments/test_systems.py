@@ -119,7 +119,16 @@ def test_class_wise_temperatures_are_one_a_class(splits: dict[str, Split]) -> No
 
 def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split]) -> None:
     rates = systems.validation_rates(splits["val"])
-    assert set(rates) == {"escalated", "nothing_found", "disagreement", "flipped_by_prior", "unrecognized"}
+    assert set(rates) == {
+        "escalated",
+        "nothing_found",
+        "disagreement",
+        "flipped_by_prior",
+        "unrecognized",
+        "withheld",
+        "set_size",
+    }
+    assert 1 <= rates.pop("set_size") <= K
     assert all(0 <= rate <= 1 for rate in rates.values())
     assert rates["nothing_found"] == pytest.approx(1 - splits["val"].found.mean())
 
