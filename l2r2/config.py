@@ -75,8 +75,6 @@ class DetectorSettings(Settings):
     """The meta-prompts; more than one are averaged as the detector's docstring says."""
     box_threshold: float = Field(0.3, ge=0, lt=1)
     """Score below which a box is nothing. Source: the nearest public code, for Grounding DINO; OWL's is about 0.1."""
-    text_threshold: float = Field(0.25, ge=0, lt=1)
-    """Grounding DINO only: which tokens name a box."""
     min_side: float = Field(0.01, ge=0, lt=1)
     """Both sides of a box as shares of the photograph's; a smaller box is nothing."""
     nms_iou: float = Field(0.7, gt=0, le=1)

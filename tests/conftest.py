@@ -1,5 +1,9 @@
 """What every test runs under: array shapes checked as annotated, and properties that repeat their examples."""
 
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a hub
+
 import jaxtyping
 from hypothesis import settings
 

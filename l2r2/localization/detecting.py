@@ -1,0 +1,111 @@
+"""Detectors, with SAM or without, as localizers: by one prompt for all, by the label of each, or by candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from l2r2.config import DetectorSettings
+from l2r2.errors import ConfigError
+from l2r2.localization.boxes import mask_box, unite
+from l2r2.localization.grounding_dino import GroundingDinoDetector
+from l2r2.localization.hub import load_checkpoint
+from l2r2.localization.owl import OwlDetector
+from l2r2.localization.sam import Segmenter, load_segmenter
+from l2r2.types import Photos, Pixels, Region
+
+
+class Detector(Protocol):
+    """Finds what texts say."""
+
+    @property
+    def key(self) -> str:
+        """Changes with the weights."""
+        ...
+
+    def detect(self, photo: Pixels, prompts: Sequence[Sequence[str]]) -> list[list[Region]]:
+        """Regions of each prompt, surest first; the texts of one prompt have one meaning."""
+        ...
+
+
+class _Detecting:
+    """What the three localizers share."""
+
+    def __init__(self, detector: Detector, segmenter: Segmenter | None, settings: DetectorSettings) -> None:
+        self._detector, self._segmenter, self._settings = detector, segmenter, settings
+        sam = "" if segmenter is None else f"-{segmenter.key}"
+        self.key = f"{settings.name}-{detector.key}{sam}-{settings.digest()}"
+
+    def regions(self, photo: Pixels, prompts: Sequence[Sequence[str]]) -> list[Region | None]:
+        """One region a prompt: the surest instance or all of them (`combine`), masked where there is SAM."""
+        found = self._detector.detect(photo, prompts)
+        if self._settings.combine == "best":
+            found = [regions[:1] for regions in found]
+        if self._segmenter is not None:
+            found = self._masked(photo, found)
+        return [unite(regions) if regions else None for regions in found]
+
+    def _masked(self, photo: Pixels, found: list[list[Region]]) -> list[list[Region]]:
+        """Boxes become those of their masks; an empty mask is nothing."""
+        assert self._segmenter is not None
+        masks = iter(self._segmenter.masks(photo, [region for regions in found for region in regions]))
+        masked = []
+        for regions in found:
+            kept = []
+            for region, mask in zip(regions, masks, strict=False):
+                box = mask_box(mask)
+                if box is not None:
+                    kept.append(replace(region, box_xyxy_px=box, mask=mask))
+            masked.append(kept)
+        return masked
+
+
+class DetectingLocalizer(_Detecting):
+    """By the meta-prompts of the settings. Fulfils `Localizer`."""
+
+    def locate(self, photos: Photos) -> list[Region | None]:
+        """One region or None a photograph, in order."""
+        return [self.regions(photo, [self._settings.texts])[0] for photo in photos]
+
+
+class OracleLocalizer(_Detecting):
+    """By the words of the photograph's own label (the paper's oracle prompts). Fulfils `InformedLocalizer`."""
+
+    def locate_known(self, photo: Pixels, row: Mapping[str, object]) -> Region | None:
+        """The region of one photograph, by row["words"]."""
+        return self.regions(photo, [[str(row["words"])]])[0]
+
+
+class CandidateLocalizer(_Detecting):
+    """By the words of several classes, one region each (the paper's appendix C.1)."""
+
+    def locate_words(self, photo: Pixels, words: Sequence[str]) -> list[Region | None]:
+        """One region or None a word; the photograph is embedded once where the networks allow it."""
+        return self.regions(photo, [[word] for word in words])
+
+
+def make_detecting_localizer(
+    settings: DetectorSettings,
+) -> DetectingLocalizer | OracleLocalizer | CandidateLocalizer:
+    """Load what the settings name.
+
+    Raises:
+        ConfigError: meta-prompts without texts, or texts that nothing would read.
+        BackendMissing, BackendError, ArtifactError: packages or weights that cannot be had.
+    """
+    if settings.prompt == "meta" and not settings.texts:
+        raise ConfigError('localizer.prompt is "meta" without localizer.texts; give at least one, such as "dog"')
+    if settings.prompt != "meta" and settings.texts:
+        raise ConfigError(f'localizer.prompt is "{settings.prompt}", which reads no localizer.texts; leave them out')
+    checkpoint = load_checkpoint(settings.model)
+    detector: Detector
+    if settings.name == "grounding_dino":
+        detector = GroundingDinoDetector(checkpoint, settings)
+    else:
+        detector = OwlDetector(checkpoint, settings)
+    segmenter = None if settings.segmenter is None else load_segmenter(settings.segmenter)
+    if settings.prompt == "meta":
+        return DetectingLocalizer(detector, segmenter, settings)
+    kind = OracleLocalizer if settings.prompt == "oracle" else CandidateLocalizer
+    return kind(detector, segmenter, settings)
