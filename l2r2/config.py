@@ -80,6 +80,8 @@ class DetectorSettings(Settings):
     nms_iou: float = Field(0.7, gt=0, le=1)
     """Of two boxes that overlap more, the surer stays."""
     max_detections: int = Field(20, ge=1)
+    candidates: int = Field(5, ge=1)
+    """How many of FULL's classes prompt a photograph; at most so many are then used, chosen on validation."""
     combine: Literal["best", "union"] = "union"
     """best: the surest box; union: all instances as one region."""
     segmenter: SegmenterSettings | None = None
@@ -186,9 +188,10 @@ class VlmSettings(Settings):
     """A vision-language model that classifies without training (the paper's section 4.3)."""
 
     model: str = "siglip2-so"
-    """clip-b, clip-l, bioclip, siglip2-so, or an open_clip name (hf-hub:… and local-dir:… included)."""
+    """clip-b, clip-l, bioclip, siglip2-so, or an open_clip name: NAME@TAG where it has several published weights,
+    hf-hub:… and local-dir:… included."""
     checkpoint: Path | None = None
-    """A local file or folder of weights, where no hub is to be asked."""
+    """A local file of weights, or a folder that says itself what model it holds, where no hub is to be asked."""
     template: str = Field("A photo of a {}", pattern=r"\{\}")
     """With the class's words in the braces."""
 

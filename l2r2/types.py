@@ -236,6 +236,20 @@ class InformedLocalizer(Protocol):
 
 
 @runtime_checkable
+class CandidateLocalizer(Protocol):
+    """Finds what words say, one region each (the paper's appendix C.1). For experiments."""
+
+    @property
+    def key(self) -> str:
+        """As `Localizer.key`."""
+        ...
+
+    def locate_words(self, photo: Pixels, words: Sequence[str]) -> list[Region | None]:
+        """One region or None a word, in order."""
+        ...
+
+
+@runtime_checkable
 class Classifier(Protocol):
     """Turns rendered views into logits."""
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
@@ -28,6 +29,9 @@ from l2r2_export import classifiers, localizer
 from l2r2_export.graphs import require_onnx
 from l2r2_export.parity import check_classifier, check_decisions, check_localizer
 from l2r2_export.slices import Photographs, Remembering
+
+if TYPE_CHECKING:
+    import torch
 
 SLICE_SIZE = 48
 """Validation photographs that the comparison runs on; a minute or two on two cores."""
@@ -94,9 +98,9 @@ def check_dataset(experiment: Experiment, photographs: Dataset) -> None:
 
 def _export(experiment: Experiment, folder: Path, on_step: OnStep) -> tuple[dict[str, Path], dict[Stage, Classifier]]:
     """Model files, and the classifiers in PyTorch that they came from."""
-    from l2r2.classification.timm_model import TorchClassifier, create_network, load_network
+    from l2r2.classification.timm_model import TorchClassifier
 
-    recipe, context = experiment.recipe, experiment.context
+    context = experiment.context
     models = {"localizer": folder / "localizer.onnx"}
     on_step(0, STEPS[0])
     found_by = _saliency(experiment)
@@ -104,12 +108,26 @@ def _export(experiment: Experiment, folder: Path, on_step: OnStep) -> tuple[dict
     references: dict[Stage, Classifier] = {}
     for done, stage in enumerate(Stage, start=1):
         on_step(done, STEPS[done])
-        network = create_network(recipe.train.model, len(context.class_names))
-        load_network(network, experiment.weights[stage])
+        network = _network(experiment, stage)
         references[stage] = TorchClassifier(network)
         models[stage] = folder / f"{stage}.onnx"
         classifiers.export_classifier(network, context.view.size_px, models[stage])
     return models, references
+
+
+def _network(experiment: Experiment, stage: Stage) -> torch.nn.Module:
+    from l2r2.classification.timm_model import create_network, load_network
+
+    recipe, weights_file = experiment.recipe, experiment.weights[stage]
+    if recipe.vlm is not None:
+        from l2r2.training.zero_shot import load_zero_shot_network
+
+        return load_zero_shot_network(weights_file)
+    network = create_network(
+        recipe.train.model, len(experiment.context.class_names), size_px=experiment.context.view.size_px
+    )
+    load_network(network, weights_file)
+    return network
 
 
 def _compare(
@@ -201,7 +219,7 @@ def _manifest(experiment: Experiment, parity: Parity) -> Manifest:
         policy=experiment.policy_manifest,
         prior=experiment.prior_manifest,
         models={},
-        model_names=dict.fromkeys(Stage, recipe.train.model),
+        model_names=dict.fromkeys(Stage, recipe.train.model if recipe.vlm is None else recipe.vlm.model),
         dataset=context.dataset,
         dataset_digest=context.dataset_digest,
         run_id=experiment.run_id,

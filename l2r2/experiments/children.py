@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,9 @@ from l2r2.files import write_table
 from l2r2.tracking import Run, Store
 from l2r2.training import Fitted, fit_classifier
 from l2r2.types import Region, View
+
+if TYPE_CHECKING:
+    from l2r2.classification.vlm import Vlm
 
 LOGITS, WEIGHTS = "logits.parquet", "model.safetensors"
 
@@ -42,6 +45,7 @@ class Workshop:
         regions_key: Changes whenever the regions may.
         parent: The experiment's run.
         work: Folder for what is under way; a killed fit goes on from there.
+        vlm: Of a recipe with [vlm]; nothing is trained then.
     """
 
     recipe: Recipe
@@ -53,6 +57,7 @@ class Workshop:
     parent: Run
     work: Path
     progress: Progress
+    vlm: Vlm | None = None
 
     def train(self, views: tuple[View, ...]) -> dict[Member, str]:
         """Run id of each classifier."""
@@ -65,6 +70,38 @@ class Workshop:
         """Run id of the logits that classifiers give photographs of train which they never saw."""
         seeds = enumerate(self.recipe.train.seeds)
         return {(view, number): self._folds(view, seed) for number, seed in seeds for view in views}
+
+    def score(self, views: tuple[View, ...]) -> dict[Member, str]:
+        """Run id of what the vision-language model says of each view."""
+        return {(view, 0): self._zero_shot(view) for view in views}
+
+    def _zero_shot(self, view: View) -> str:
+        from l2r2.training.zero_shot import fitted_weights, score_zero_shot
+
+        assert self.vlm is not None
+        words = [self.dataset.words(name) for name in self.dataset.class_names]
+        key = digest(self.vlm.key, *words, self._looks, view, self.dataset.digest, self.regions_key)
+        tags = {"kind": "classifier", "view": str(view), "seed": "0", "key": key}
+        known = self.store.finished(self.recipe.name, tags)
+        if known is not None:
+            return known
+        self.progress.stage(f"scoring {view}", len(self.dataset))
+        with self._run(f"{view} zero-shot", tags, 0) as run:
+            folder = self.work / "classifiers" / key
+            logits = score_zero_shot(
+                self.dataset,
+                self.regions,
+                view,
+                self.vlm,
+                words,
+                self.recipe.images,
+                folder,
+                lambda done, _: self.progress.step(done),
+                settings=self.settings,
+            )
+            run.file(fitted_weights(self.vlm.network(words), folder / WEIGHTS))
+            run.file(logits)
+        return run.id
 
     def _one(self, view: View, seed: int) -> str:
         key = self._key(view, seed)

@@ -15,9 +15,10 @@ from l2r2.files import sha256
 from l2r2.images import read
 from l2r2.localization import RegionCache, SaliencyLocalizer
 from l2r2.runtimes import OnnxRuntimeSession
-from l2r2.types import InformedLocalizer, Localizer, Region, View
+from l2r2.types import CandidateLocalizer, InformedLocalizer, Localizer, Region, View
 
-AnyLocalizer = Localizer | InformedLocalizer
+AnyLocalizer = Localizer | InformedLocalizer | CandidateLocalizer
+"""Whatever settings may name; one by candidates has no region of its own for a photograph."""
 
 MASKED = frozenset({View.FG_M, View.BG_S})
 """Views that need more than a box."""
@@ -68,7 +69,13 @@ def localizer_of(recipe: Recipe) -> AnyLocalizer | None:
 
 
 def fill_regions(dataset: Dataset, localizer: AnyLocalizer, images: ImageSettings = ImageSettings()) -> Iterator[int]:
-    """Locate every photograph that the cache does not know; yields how many each step added."""
+    """Locate every photograph that the cache does not know; yields how many each step added.
+
+    Raises:
+        ConfigError: the localizer goes by candidates, which only a trained FULL can give.
+    """
+    if isinstance(localizer, CandidateLocalizer):
+        raise ConfigError("a localizer by candidates needs FULL's answers; l2r2 train runs it after FULL")
     rows = dataset.table.iter_rows(named=True)
     jobs = [
         (row["digest"], partial(_find, localizer, path, row | {"words": dataset.words(row["label"] or "")}, images))
@@ -77,7 +84,9 @@ def fill_regions(dataset: Dataset, localizer: AnyLocalizer, images: ImageSetting
     yield from region_cache(dataset, localizer.key).fill(jobs, workers=os.cpu_count() or 1)
 
 
-def _find(localizer: AnyLocalizer, path: Path, row: Mapping[str, object], images: ImageSettings) -> Region | None:
+def _find(
+    localizer: Localizer | InformedLocalizer, path: Path, row: Mapping[str, object], images: ImageSettings
+) -> Region | None:
     photo = read(path, images)
     if isinstance(localizer, InformedLocalizer):
         return localizer.locate_known(photo, row)

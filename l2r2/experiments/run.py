@@ -14,6 +14,8 @@ from l2r2.classification.timm_model import view_settings
 from l2r2.config import Recipe
 from l2r2.datasets import Dataset
 from l2r2.errors import ConfigError
+from l2r2.experiments.by_candidates import by_candidates, report_candidates
+from l2r2.experiments.candidates import Candidates
 from l2r2.experiments.children import LOGITS, Progress, Workshop, digest
 from l2r2.experiments.experiment import Context, save_experiment
 from l2r2.experiments.localizing import WITHOUT_REGIONS, AnyLocalizer, fill_regions, known_regions
@@ -22,7 +24,7 @@ from l2r2.experiments.report import report
 from l2r2.experiments.splits import Member, load_splits
 from l2r2.experiments.systems import Systems, fit_systems
 from l2r2.tracking import Run, Store, provenance
-from l2r2.types import Region, Stage, View
+from l2r2.types import CandidateLocalizer, Region, Stage, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,13 @@ def run_experiment(
         run.tags(provenance())
         run.data(dataset.card.name, dataset.digest, dataset.folder)
         shop = _workshop(recipe, dataset, localizer, store, work, run, progress)
+        candidates: Candidates | None = None
+        children: dict[Member, str] = {}
+        if isinstance(localizer, CandidateLocalizer):
+            shop, candidates, children = by_candidates(shop, localizer)
         run.params({"localizer_key": shop.regions_key})
-        children = shop.train(recipe.views) if recipe.vlm is None else shop.score(recipe.views)
+        views = tuple(view for view in recipe.views if (view, 0) not in children)
+        children |= shop.train(views) if recipe.vlm is None else shop.score(views)
         folds = {}
         if recipe.fusion.fit_on == "crossfit" and recipe.vlm is None:
             folds = shop.crossfit(recipe.views)
@@ -74,9 +81,11 @@ def run_experiment(
         if fits_systems(recipe, dataset):
             systems = fit_systems(splits, recipe, hazardous)
         folder = work / "experiments" / key
-        if systems is not None:
+        if systems is not None and candidates is None:  # by candidates nothing can be deployed
             _save(run, folder, shop, systems, children, systems.validation_rates(splits["val"]))
         report(run, folder, shop, systems, untrained, splits)
+        if candidates is not None:
+            report_candidates(run, folder, shop, candidates, children, splits)
         progress.step(1)
     return Done(run.id, reused=False)
 
@@ -108,7 +117,7 @@ def _workshop(
     if recipe.vlm is None and dataset.card.classes is not None:
         raise ConfigError(f"{dataset.folder} has test sets only; nothing to train on, take a recipe with [vlm]")
     regions: Mapping[str, Region | None] = dict.fromkeys(dataset.table["digest"])
-    if localizer is not None:
+    if localizer is not None and not isinstance(localizer, CandidateLocalizer):
         total = dataset.table["digest"].n_unique()
         progress.stage("locating", total)
         done = 0
@@ -117,12 +126,21 @@ def _workshop(
             progress.step(done)
         progress.step(total)
         regions = known_regions(dataset, localizer.key)
+    vlm = None
+    if recipe.vlm is None:
+        settings = view_settings(recipe.train.model, recipe.view)
+    else:
+        from l2r2.classification.vlm import load_vlm
+
+        vlm = load_vlm(recipe.vlm)
+        settings = vlm.view_settings(recipe.view)
     return Workshop(
         recipe=recipe,
         dataset=dataset,
-        settings=recipe.view if recipe.vlm is not None else view_settings(recipe.train.model, recipe.view),
+        settings=settings,
+        vlm=vlm,
         regions=regions,
-        regions_key=localizer.key if localizer else "none",
+        regions_key="none" if localizer is None or isinstance(localizer, CandidateLocalizer) else localizer.key,
         store=store,
         parent=run,
         work=work,

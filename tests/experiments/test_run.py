@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from l2r2.cli import build
-from l2r2.config import Recipe, SafetySettings, SaliencySettings
+from l2r2.config import SafetySettings, SaliencySettings
 from l2r2.datasets import Dataset
-from l2r2.datasets.user import from_folder
 from l2r2.errors import ArtifactError, ConfigError, DatasetError, InputError
 from l2r2.experiments import load_experiment, run_experiment
 from l2r2.experiments.compare import compare_runs
@@ -23,44 +20,14 @@ from l2r2.experiments.evaluate import evaluate_bundle
 from l2r2.experiments.localizing import fill_regions, make_localizer
 from l2r2.experiments.run import Done
 from l2r2.tracking import Store
-from l2r2.types import Pixels, Region, Stage, View
-from tests.tiny import BLUE, CLASSES, DARK, GREEN, RED, make_photo, make_tiny_bundle
-
-RECIPE = Recipe(
-    name="tiny",
-    train={"model": "test_resnet", "weights": "none", "trainable": "all", "epochs": 2, "seeds": (0, 1)},
-    view={"size_px": 64, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
-)
-
-
-class Silent:
-    """Takes what progress says and shows nothing."""
-
-    def stage(self, text: str, total: int) -> None: ...
-
-    def step(self, done: int, text: str = "") -> None: ...
-
-
-class MiddleLocalizer:
-    """Knows where `make_photo` puts its object."""
-
-    key = "middle"
-
-    def locate(self, photos: Sequence[Pixels]) -> list[Region | None]:
-        return [Region((52, 36, 108, 84), 1.0) for _ in photos]
+from l2r2.types import Stage, View
+from tests.experiments.drawn import RECIPE, MiddleLocalizer, Silent, draw_dataset
+from tests.tiny import CLASSES, make_tiny_bundle
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 6), ("test", 6)):
-        for name, colour in zip(CLASSES, (RED, GREEN, BLUE), strict=True):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                photo = make_photo(colour, DARK).astype(int) + rng.integers(-9, 10, size=(120, 160, 3))
-                Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(folder / split / name / f"{i}.png")
-    made = from_folder(folder, tmp_path_factory.mktemp("data"))
+    made = draw_dataset(tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("data"))
     assert sum(fill_regions(made, MiddleLocalizer())) == 72
     return made
 
