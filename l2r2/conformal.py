@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool
@@ -21,7 +21,7 @@ class PredictionSets:
 
     Attributes:
         threshold: Probability, [0, 1]; 0 puts every class into every set.
-        coverage: Share of photographs whose class is to be in their set, (0, 1).
+        coverage: Share of photographs whose class is to be in their set, each group counting the same, (0, 1).
     """
 
     threshold: float
@@ -42,42 +42,53 @@ class PredictionSets:
 
 
 def fit_sets(belief: LogProbs, labels: Labels, groups: np.ndarray, coverage: float) -> PredictionSets:
-    """The highest threshold that covers, on photographs of new groups, at least `coverage` on average.
+    """The highest threshold that covers, of a new group, a photograph drawn at random with at least `coverage`.
 
     Photographs of one group (an observation, a cut-out) resemble each other, so groups are what is exchangeable: each
-    of the m groups has weight 1 / (m + 1), shared by its photographs, and so has the group that is to come. With groups
-    of one photograph this is split conformal prediction. With m < coverage / (1 - coverage) groups nothing can be
-    promised and the threshold is 0. It is exact where nothing else was fitted on the photographs.
+    of the m groups has weight 1 / (m + 1), shared by its photographs, and so has the group that is to come. Hence each
+    group counts the same, however many photographs it has; the promise is an average over the draws of both. With
+    groups of one photograph this is split conformal prediction. With m < coverage / (1 - coverage) groups nothing can
+    be promised: the threshold is 0 and every class is in every set. It is exact where nothing else was fitted on the
+    photographs.
 
     Raises:
-        InputError: no photographs.
-    Source: Lee, Barber & Willett 2023, arXiv:2306.06342, section 3 (hierarchical conformal prediction).
+        InputError: no photographs, or coverage outside its range.
+    Source: Lee, Barber & Willett 2023, arXiv:2306.06342 (hierarchical conformal prediction).
     """
     if len(labels) == 0:
         raise InputError("no photographs to fit prediction sets on; the validation split is empty")
     _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     weights = 1.0 / ((len(sizes) + 1) * sizes[place])
-    truth = np.exp(belief[np.arange(len(labels)), labels].astype(np.float64))
+    truth = belief[np.arange(len(labels)), labels].astype(np.float64)
     order = np.argsort(-truth, kind="stable")
     covered = np.cumsum(weights[order])
     enough = np.flatnonzero(covered >= coverage - 1e-12)
-    threshold = float(truth[order[enough[0]]]) if len(enough) else 0.0
-    return PredictionSets(_below(threshold, belief.dtype), coverage)
+    least = float(truth[order[enough[0]]]) if len(enough) else -np.inf
+    return PredictionSets(_just_below(least, belief.dtype), coverage)
 
 
 def set_figures(
     sets: PredictionSets, belief: LogProbs, labels: Labels, groups: np.ndarray
 ) -> Mapping[str, float | Interval]:
-    """What sets are worth: coverage (an interval by group), mean size, share of sets of one class."""
+    """What sets are worth: coverage (a mean of groups, as promised; an interval), mean size, share of single classes.
+
+    Raises:
+        InputError: no photographs.
+    """
     members = sets.members(belief)
     sizes = members.sum(axis=1)
+    _, place = np.unique(groups, return_inverse=True)
+    covered = np.bincount(place, weights=members[np.arange(len(labels)), labels]) / np.bincount(place)
     return {
-        "coverage": bootstrap(members[np.arange(len(labels)), labels], groups),
+        "coverage": replace(bootstrap(covered, np.arange(len(covered))), n=len(labels)),
         "size": float(sizes.mean()),
         "singletons": float((sizes == 1).mean()),
     }
 
 
-def _below(threshold: float, dtype: np.dtype[np.floating]) -> float:
-    """A hair lower, so that rounding between logarithm and probability puts no class on its own threshold out."""
-    return max(0.0, threshold * (1.0 - 8 * float(np.finfo(dtype).eps)) if threshold else 0.0)
+def _just_below(log_threshold: float, dtype: np.dtype[np.floating]) -> float:
+    """The threshold's probability, a hair lower: rounding on the way to it and back puts no class on it out."""
+    if log_threshold < np.log(np.finfo(np.float64).tiny):
+        return 0.0  # too small to come back from
+    slack = 8 * float(np.finfo(dtype).eps) * max(1.0, -log_threshold)
+    return float(np.exp(log_threshold - slack))

@@ -172,19 +172,22 @@ def _paired(what: str, split: Split, paper: Bool[np.ndarray, " n"], ours: Bool[n
     return Line(what, split.name, float(paper.mean()), float(ours.mean()), gain, len(paper))
 
 
+def cells(line: Line) -> tuple[str, ...]:
+    """What, set, the paper's way, ours, difference with its 95 % interval by group, n; as text, in % and points."""
+    scale = 1.0 if line.what.startswith("classes") else 100.0
+    paper = "" if line.paper is None else f"{scale * line.paper:.1f}"
+    gain = ""
+    if line.gain is not None:
+        gain = f"{100 * line.gain.value:+.1f} ({100 * line.gain.low:+.1f} … {100 * line.gain.high:+.1f})"
+    return line.what, line.split, paper, f"{scale * line.ours:.1f}", gain, str(line.n)
+
+
 def markdown(lines: Sequence[Line]) -> str:
-    """A table: what, set, the paper's way, ours, difference with its 95 % interval by group, n."""
-    text = [
+    """A table of `cells`."""
+    head = [
         "The paper's way / ours, in % (classes named: a count); difference in points, 95 % paired bootstrap by group.",
         "",
         "| what | set | paper's way | ours | difference | n |",
         "|---|---|---|---|---|---|",
     ]
-    for line in lines:
-        scale = 1.0 if line.what.startswith("classes") else 100.0
-        paper = "" if line.paper is None else f"{scale * line.paper:.1f}"
-        gain = ""
-        if line.gain is not None:
-            gain = f"{100 * line.gain.value:+.1f} ({100 * line.gain.low:+.1f} … {100 * line.gain.high:+.1f})"
-        text.append(f"| {line.what} | {line.split} | {paper} | {scale * line.ours:.1f} | {gain} | {line.n} |")
-    return "\n".join(text) + "\n"
+    return "\n".join([*head, *(f"| {' | '.join(cells(line))} |" for line in lines)]) + "\n"

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+import polars as pl
 
 from l2r2.cascade import trade_off
-from l2r2.datasets import Dataset
 from l2r2.experiments.splits import Split
 from l2r2.experiments.systems import Systems
 from l2r2.files import whole_file
-from l2r2.images import read
 from l2r2.logspace import LogProbs, log_normalize
 from l2r2.metrics import Labels, reliability
-from l2r2.types import Region, Stage
+from l2r2.types import Stage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,21 +26,21 @@ def reliability_diagrams(systems: Systems, val: Split, path: Path) -> None:
     """Confidence against accuracy of FG and FULL, before and after temperature scaling, on validation."""
     nothing = np.zeros_like(val.logits[systems.fg_full.first])
     calibrated = systems.fg_full.evidence(val, nothing)
-    figure, axes = _figure(1, 2, 8, 4)
+    figure, axes = new_figure(1, 2, 8, 4)
     for axis, stage, evidence in zip(axes.flat, (Stage.FG, Stage.FULL), calibrated, strict=True):
         for name, belief in (("before", log_normalize(evidence.logits)), ("after", evidence.belief)):
             _reliability(axis, belief, val.labels, name)
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
         axis.set(title=f"{stage} on val (n = {len(val.labels)})", xlabel="confidence", ylabel="accuracy")
         axis.legend(title="temperature scaling")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrices(answers: Mapping[str, LogProbs], split: Split, class_names: Sequence[str], path: Path) -> None:
     """Rows are the truth; counts. Above 30 classes the numbers are left out."""
     shown = [name for name in ("FULL", "FG", "cascade") if name in answers]
     k = len(class_names)
-    figure, axes = _figure(1, len(shown), 4 * len(shown), 4.8)
+    figure, axes = new_figure(1, len(shown), 4 * len(shown), 4.8)
     for axis, name in zip(axes.flat, shown, strict=True):
         counts = np.zeros((k, k), dtype=int)
         np.add.at(counts, (split.labels, answers[name].argmax(axis=1)), 1)
@@ -60,12 +58,12 @@ def confusion_matrices(answers: Mapping[str, LogProbs], split: Split, class_name
             axis.set_xticks(range(k), class_names, rotation=45, ha="right")
             axis.set_yticks(range(k), class_names)
         axis.set(title=f"{name} on {split.name}", xlabel="answer", ylabel="truth")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def cost_curve(systems: Systems, splits: Mapping[str, Split], path: Path) -> None:
     """Accuracy against the share of photographs that run FULL, one line a set; a dot where the chosen gate is."""
-    figure, axes = _figure(1, 1, 6, 4.5)
+    figure, axes = new_figure(1, 1, 6, 4.5)
     axis = axes.flat[0]
     for split in splits.values():
         nothing = np.zeros_like(split.logits[systems.fg_full.first])
@@ -83,32 +81,24 @@ def cost_curve(systems: Systems, splits: Mapping[str, Split], path: Path) -> Non
         title=f"gate at {systems.policy.threshold:.2f} (dots)",
     )
     axis.legend(loc="center right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def contact_sheet(
-    dataset: Dataset, regions: Mapping[str, Region | None], answers: Mapping[str, LogProbs], split: Split, path: Path
-) -> None:
-    """Photographs of one set with the boxes found: first those that FULL gets wrong and FG right, then the reverse."""
-    fg, full = (answers[name].argmax(axis=1) == split.labels for name in ("FG", "FULL"))
-    order = np.concatenate(
-        [np.flatnonzero(fg & ~full)[:12], np.flatnonzero(full & ~fg)[:6], np.flatnonzero(fg & full)[:6]]
-    )
-    part = dataset.split(split.name)
-    paths, names = part.paths(), dataset.class_names
-    figure, axes = _figure(max(1, -(-len(order) // 6)), 6, 15, 2.9 * max(1, -(-len(order) // 6)))
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, i in zip(axes.flat, order, strict=False):
-        photo = read(paths[i])
-        axis.imshow(np.asarray(Image.fromarray(photo)))
-        region = regions[split.digests[i]]
-        if region is not None:
-            x0, y0, x1, y1 = region.box_xyxy_px
-            axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="yellow", linewidth=1.5)
-        said = {name: names[int(answers[name][i].argmax())] for name in ("FG", "FULL")}
-        axis.set_title(f"{names[split.labels[i]]}: FG {said['FG']}, FULL {said['FULL']}", fontsize=8)
-    _save(figure, path)
+def weights_of_wl(weights: pl.DataFrame, path: Path) -> None:
+    """⊕WL's weights of FG and FULL, one pair a class, by FULL's share of the two (the paper's figure 8)."""
+    fg, full = weights["w_fg"].to_numpy(), weights["w_full"].to_numpy()
+    order = np.argsort(full - fg)
+    k = len(order)
+    figure, axes = new_figure(1, 1, max(6, min(0.25 * k, 16)), 4.5)
+    axis = axes.flat[0]
+    axis.bar(np.arange(k) - 0.2, fg[order], 0.4, label="FG")
+    axis.bar(np.arange(k) + 0.2, full[order], 0.4, label="FULL")
+    if k <= 60:
+        axis.set_xticks(range(k), [weights["class"][int(i)] for i in order], rotation=60, ha="right")
+    heavier = int((full > fg).sum())
+    axis.set(ylabel="weight", title=f"FULL weighs more than FG for {heavier} of {k} classes")
+    axis.legend()
+    save_figure(figure, path)
 
 
 def _reliability(axis: Axes, belief: LogProbs, labels: Labels, name: str) -> None:
@@ -117,7 +107,8 @@ def _reliability(axis: Axes, belief: LogProbs, labels: Labels, name: str) -> Non
     axis.plot(bins.confidence[some], bins.accuracy[some], "o-", label=f"{name}: ECE {bins.ece:.3f}")
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of width × height inches with rows × columns axes; free of pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -126,6 +117,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write as PNG, whole or not at all."""
     with whole_file(path) as beside:
         figure.savefig(beside, format="png", dpi=110)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from l2r2.experiments import better, figures, tables
+from l2r2.experiments import better, figures, html, sheets, tables
 from l2r2.experiments.children import Workshop
 from l2r2.experiments.pairs import Pair
 from l2r2.experiments.results import per_class, results
@@ -15,9 +15,10 @@ from l2r2.experiments.splits import CROSSFIT, Split
 from l2r2.experiments.systems import Systems
 from l2r2.files import write_table, write_text
 from l2r2.fusion import WeightedLogits
-from l2r2.tracking import Run
+from l2r2.tracking import Run, provenance
 
 PREDICTIONS, ACCURACY, BETTER = "tables/predictions.parquet", "tables/accuracy.md", "tables/better.md"
+REPORT = "report.html"
 RESULTS, PER_CLASS, WL_WEIGHTS = "tables/results.parquet", "tables/per_class.parquet", "tables/wl_weights.parquet"
 
 
@@ -39,11 +40,11 @@ def report(
     write_table(folder / RESULTS, results(splits, shop.recipe, systems, untrained))
     write_table(folder / PER_CLASS, per_class(splits, systems, names))
     made = [RESULTS, PER_CLASS]
-    if systems is not None:
-        weights = wl_weights(systems, names)
-        if weights is not None:
-            write_table(folder / WL_WEIGHTS, weights)
-            made.append(WL_WEIGHTS)
+    weights = None if systems is None else wl_weights(systems, names)
+    if weights is not None:
+        write_table(folder / WL_WEIGHTS, weights)
+        made.append(WL_WEIGHTS)
+        figures.weights_of_wl(weights, folder / "figures" / "wl-weights.png")
     for name in made:
         run.file(folder / name, "tables")
     if systems is not None:
@@ -88,6 +89,38 @@ def _judge(run: Run, folder: Path, shop: Workshop, systems: Systems, splits: Map
     for name in sets:
         answers = systems.answers(splits[name])
         figures.confusion_matrices(answers, splits[name], dataset.class_names, made / f"confusion-{name}.png")
-        figures.contact_sheet(dataset, shop.regions, answers, splits[name], made / f"contact-sheet-{name}.png")
+        for sheet, chosen in sheets.choices(systems, answers, splits[name]).items():
+            place = made / f"{sheet}-{name}.png"
+            sheets.sheet(dataset, shop.regions, answers, splits[name], chosen, sheet, place)
     for path in sorted(made.glob("*.png")):
         run.file(path, "figures")
+    page = html.page(
+        title=shop.recipe.name,
+        facts=_facts(run, shop, systems),
+        accuracy=tables.accuracies(table),
+        sets=[*sets, "val"],
+        lines=lines,
+        results=pl.read_parquet(folder / RESULTS),
+        pictures=sorted(made.glob("*.png")),
+        simulated=dataset.card.simulated_metadata,
+    )
+    write_text(folder / REPORT, page)
+    run.file(folder / REPORT)
+
+
+def _facts(run: Run, shop: Workshop, systems: Systems) -> dict[str, str]:
+    dataset, policy, priors = shop.dataset, systems.policy, systems.priors
+    sizes = dict(dataset.table["split"].value_counts(sort=True).iter_rows())
+    cap = "none" if priors.cap is None else f"{priors.cap:g} nats"
+    return {
+        "run": run.id,
+        "data set": f"{dataset.card.name} {dataset.digest}, {len(dataset.class_names)} classes",
+        "photographs": ", ".join(f"{name} {size}" for name, size in sizes.items()),
+        "classifier": shop.recipe.train.model if shop.recipe.vlm is None else shop.recipe.vlm.model,
+        "views": ", ".join(shop.recipe.views),
+        "localizer": shop.regions_key,
+        "gate": f"{policy.threshold:.3f}, rule {shop.recipe.gate.rule}; then {policy.operator.name}",
+        "temperatures": ", ".join(f"{stage} {t.values.mean():.3f}" for stage, t in policy.temperatures.items()),
+        "prior": f"α {priors.alpha:g}, λ {priors.strength:.3f}, cap {cap}; {', '.join(priors.tables) or 'no sources'}",
+        **{name: value for name, value in provenance().items() if name.startswith(("git", "version.torch", "python"))},
+    }

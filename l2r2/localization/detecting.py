@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Protocol
 
 from l2r2.config import DetectorSettings
-from l2r2.errors import ConfigError
+from l2r2.errors import ConfigError, DatasetError
 from l2r2.localization.boxes import mask_box, unite
 from l2r2.localization.grounding_dino import GroundingDinoDetector
 from l2r2.localization.hub import load_checkpoint
 from l2r2.localization.owl import OwlDetector
 from l2r2.localization.sam import Segmenter, load_segmenter
 from l2r2.types import Photos, Pixels, Region
+
+KINDS = {"grounding_dino": "grounding-dino", "owlv2": "owlv2", "owlvit": "owlvit"}
+"""Name in the settings → what a checkpoint's configuration says."""
 
 
 class Detector(Protocol):
@@ -46,6 +49,10 @@ class _Detecting:
             found = self._masked(photo, found)
         return [unite(regions) if regions else None for regions in found]
 
+    def prompt(self, words: str) -> list[str]:
+        """The words alone, or in each of the settings' texts."""
+        return [text.replace("{}", words) for text in self._settings.texts] or [words]
+
     def _masked(self, photo: Pixels, found: list[list[Region]]) -> list[list[Region]]:
         """Boxes become those of their masks; an empty mask is nothing."""
         assert self._segmenter is not None
@@ -73,8 +80,16 @@ class OracleLocalizer(_Detecting):
     """By the words of the photograph's own label (the paper's oracle prompts). Fulfils `InformedLocalizer`."""
 
     def locate_known(self, photo: Pixels, row: Mapping[str, object]) -> Region | None:
-        """The region of one photograph, by row["words"]."""
-        return self.regions(photo, [[str(row["words"])]])[0]
+        """The region of one photograph, by row["words"].
+
+        Raises:
+            DatasetError: its label is not known.
+        """
+        if not row["words"]:
+            raise DatasetError(
+                f'{row.get("path")} has no label to prompt with; expected one, or set localizer.prompt = "meta"'
+            )
+        return self.regions(photo, [self.prompt(str(row["words"]))])[0]
 
 
 class CandidateLocalizer(_Detecting):
@@ -82,7 +97,7 @@ class CandidateLocalizer(_Detecting):
 
     def locate_words(self, photo: Pixels, words: Sequence[str]) -> list[Region | None]:
         """One region or None a word; the photograph is embedded once where the networks allow it."""
-        return self.regions(photo, [[word] for word in words])
+        return self.regions(photo, [self.prompt(word) for word in words])
 
 
 def make_detecting_localizer(
@@ -91,14 +106,16 @@ def make_detecting_localizer(
     """Load what the settings name.
 
     Raises:
-        ConfigError: meta-prompts without texts, or texts that nothing would read.
+        ConfigError: texts that do not fit the kind of prompt, or a model of another name.
         BackendMissing, BackendError, ArtifactError: packages or weights that cannot be had.
     """
-    if settings.prompt == "meta" and not settings.texts:
-        raise ConfigError('localizer.prompt is "meta" without localizer.texts; give at least one, such as "dog"')
-    if settings.prompt != "meta" and settings.texts:
-        raise ConfigError(f'localizer.prompt is "{settings.prompt}", which reads no localizer.texts; leave them out')
+    _check_texts(settings)
     checkpoint = load_checkpoint(settings.model)
+    if checkpoint.kind != KINDS[settings.name]:  # OWLv2's boxes would be scaled as OWL-ViT's
+        raise ConfigError(
+            f'localizer.name is "{settings.name}", but localizer.model {settings.model!r} is of kind '
+            f'"{checkpoint.kind}"; expected the same, change one of them'
+        )
     detector: Detector
     if settings.name == "grounding_dino":
         detector = GroundingDinoDetector(checkpoint, settings)
@@ -109,3 +126,22 @@ def make_detecting_localizer(
         return DetectingLocalizer(detector, segmenter, settings)
     kind = OracleLocalizer if settings.prompt == "oracle" else CandidateLocalizer
     return kind(detector, segmenter, settings)
+
+
+def _check_texts(settings: DetectorSettings) -> None:
+    if settings.prompt == "meta":
+        if not settings.texts:
+            raise ConfigError('localizer.prompt is "meta" without localizer.texts; give at least one, such as "dog"')
+        for text in settings.texts:
+            if "{}" in text:
+                raise ConfigError(
+                    f'localizer.texts has {text!r}, but prompt "meta" knows no words to fill in; leave out the {{}} '
+                    'or set localizer.prompt = "oracle"'
+                )
+        return
+    for text in settings.texts:
+        if "{}" not in text:
+            raise ConfigError(
+                f'localizer.texts has {text!r}, but prompt "{settings.prompt}" fills words into {{}}; '
+                "write it there, or leave texts out for the words alone"
+            )

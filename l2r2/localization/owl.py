@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,9 @@ class OwlDetector:
     """Boxes of what a text says, surest first. Fulfils `Detector`.
 
     Several texts are one query: the mean of their normalised embeddings, which the class head normalises again (the
-    paper's "average of the embeddings", section 3.1). A text is encoded once and kept; the photograph passes through
-    the image tower once, whatever the number of prompts.
+    paper's "average of the embeddings", section 3.1). A text is encoded once and kept, cut where the text tower ends
+    (16 tokens); the photograph passes through the image tower once, whatever the number of prompts. Threads may share
+    it; they take turns, which bounds the memory.
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: DetectorSettings) -> None:
@@ -31,6 +33,7 @@ class OwlDetector:
         self._settings = settings
         self._to_pixels = from_padded_square if settings.name == "owlv2" else from_image
         self._queries: dict[tuple[str, ...], torch.Tensor] = {}
+        self._turn = Lock()
         self.key = checkpoint.key
 
     def detect(self, photo: Pixels, prompts: Sequence[Sequence[str]]) -> list[list[Region]]:
@@ -40,13 +43,14 @@ class OwlDetector:
         if not prompts:
             return []
         height, width = photo.shape[:2]
-        with torch.inference_mode():
+        pixels = self._processor.image_processor(images=Image.fromarray(photo), return_tensors="pt")["pixel_values"]
+        with self._turn, torch.inference_mode():
             queries = torch.stack([self._query(tuple(prompt)) for prompt in prompts])
-            pixels = self._processor.image_processor(images=Image.fromarray(photo), return_tensors="pt")["pixel_values"]
             scores, boxes = self.scores_and_boxes(pixels.to(self._device), queries)
-        boxes_px = self._to_pixels(boxes[0].float().cpu().numpy(), width, height)
-        by_prompt: np.ndarray = scores[0].float().cpu().numpy()
-        return [select(boxes_px, column, width, height, self._settings) for column in by_prompt.T]
+            by_prompt: np.ndarray = scores[0].T.cpu().numpy()
+            shares: np.ndarray = boxes[0].cpu().numpy()
+        boxes_px = self._to_pixels(shares, width, height)
+        return [select(boxes_px, row, width, height, self._settings) for row in by_prompt]
 
     def scores_and_boxes(self, pixels: torch.Tensor, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network says without its text tower: scores "n patches q" in [0, 1], boxes "n patches 4" cxcywh.
@@ -63,8 +67,9 @@ class OwlDetector:
     def _query(self, texts: tuple[str, ...]) -> torch.Tensor:
         known = self._queries.get(texts)
         if known is None:
-            tokens = self._processor(text=[list(texts)], return_tensors="pt").to(self._device)
-            known = self._queries[texts] = mean_direction(_text_features(self._model, tokens))
+            longest = self._model.config.text_config.max_position_embeddings
+            tokens = self._processor(text=[list(texts)], return_tensors="pt", truncation=True, max_length=longest)
+            known = self._queries[texts] = mean_direction(_text_features(self._model, tokens.to(self._device)))
         return known
 
 

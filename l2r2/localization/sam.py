@@ -77,7 +77,7 @@ def load_segmenter(settings: SegmenterSettings) -> Segmenter:
     model = sam_model_registry[settings.model]()
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # other sizes; keys or values that are no weights
         first = str(error).splitlines()[0]
         raise ArtifactError(f"{settings.checkpoint} is no SAM {settings.model}: {first}; set segmenter.model") from None
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

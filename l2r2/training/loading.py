@@ -1,8 +1,9 @@
-"""Photographs → views → batches. Order and mirroring depend on seed and epoch alone, so that a resumed fit repeats."""
+"""Photographs → views → batches. The order depends on seed and epoch alone, so that a resumed fit repeats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from l2r2 import datasets
 from l2r2.config import ImageSettings, ViewSettings
+from l2r2.errors import DatasetError
 from l2r2.images import read
 from l2r2.types import Region, View
 from l2r2.views import normalize, render
@@ -44,6 +46,53 @@ class ViewDataset(Dataset[Item]):
         return torch.from_numpy(normalize([square], self._settings)[0]), int(self.labels[i])
 
 
+class ViewsDataset(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+    """Several views of every photograph; it is decoded once.
+
+    Items are (v × 3 × size × size float32, `counts` of that row, label).
+
+    Attributes:
+        counts: Which of the images count, "n v".
+    """
+
+    def __init__(
+        self,
+        photographs: datasets.Dataset,
+        regions: Mapping[str, Region | None],
+        views: Sequence[View],
+        settings: ViewSettings,
+        images: ImageSettings,
+        counts: np.ndarray,
+    ) -> None:
+        self._paths = photographs.paths()
+        self._regions = [regions[digest] for digest in photographs.table["digest"]]
+        self._labels = photographs.labels()
+        self.counts = torch.from_numpy(counts)
+        self._views, self._settings, self._images = views, settings, images
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        photo, region = read(self._paths[i], self._images), self._regions[i]
+        squares = [render(photo, region, view, self._settings) for view in self._views]
+        return torch.from_numpy(normalize(squares, self._settings)), self.counts[i], int(self._labels[i])
+
+
+def learns(photographs: datasets.Dataset, regions: Mapping[str, Region | None], view: View) -> np.ndarray:
+    """Which rows a view's classifier may learn from: FG those with a region, every other view all.
+
+    Raises:
+        DatasetError: none.
+    """
+    if not view.startswith("FG"):
+        return np.ones(len(photographs), dtype=bool)
+    found = np.array([regions[digest] is not None for digest in photographs.table["digest"]])
+    if not found.any():
+        raise DatasetError(f"no training photograph has a region, so {view} has nothing to learn from")
+    return found
+
+
 class TensorItems(Dataset[Item]):
     """Features at hand, one row a photograph (or mirrored photograph)."""
 
@@ -73,9 +122,13 @@ class EpochOrder(Sampler[int]):
         return self._length
 
 
-def loader(items: Dataset[Item], batch_size: int, workers: int, seed: int | None = None) -> DataLoader[Item]:
+def loader(items: Dataset[Any], batch_size: int, workers: int, seed: int | None = None) -> DataLoader[Any]:
     """Batches in order, or shuffled by `seed`."""
-    sampler = None if seed is None else EpochOrder(len(items), seed)  # type: ignore[arg-type]
     return DataLoader(
-        items, batch_size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0, pin_memory=False
+        items,
+        batch_size,
+        sampler=None if seed is None else EpochOrder(len(items), seed),  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )

@@ -1,12 +1,17 @@
 """Detectors of transformers, small and random but real: loaded as any, and equal to the libraries' own way."""
 
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from l2r2.config import DetectorSettings, SegmenterSettings
-from l2r2.errors import BackendError, ConfigError
+from l2r2.errors import BackendError, BackendMissing, ConfigError, DatasetError
 from l2r2.localization.detecting import (
     CandidateLocalizer,
     DetectingLocalizer,
@@ -16,7 +21,7 @@ from l2r2.localization.detecting import (
 from l2r2.localization.grounding_dino import GroundingDinoDetector, caption
 from l2r2.localization.hub import load_checkpoint
 from l2r2.localization.owl import OwlDetector, mean_direction
-from l2r2.types import InformedLocalizer, Localizer
+from l2r2.types import InformedLocalizer, Localizer, Region
 from tests.core.checkpoints import save_grounding_dino, save_owl, small_sam
 
 WIDE = np.array(Image.effect_noise((150, 60), 90).convert("RGB"))
@@ -51,7 +56,7 @@ def test_owl_equals_the_whole_model_and_its_own_post_processing(folders, name, p
     inputs = checkpoint.processor(text=[["dog"]], images=photo, return_tensors="pt")
     with torch.inference_mode():
         outputs = checkpoint.model(**inputs)
-    (theirs,) = checkpoint.processor.image_processor.post_process_object_detection(
+    (theirs,) = checkpoint.processor.post_process_grounded_object_detection(
         outputs, threshold=0.0, target_sizes=[photo.shape[:2]]
     )
     same_boxes(ours.detect(photo, [["dog"]])[0], theirs["boxes"].numpy(), theirs["scores"].numpy(), photo)
@@ -80,9 +85,8 @@ def same_boxes(regions, boxes: np.ndarray, scores: np.ndarray, photo: np.ndarray
     assert len(np.unique(np.round(clipped[real], 1), axis=0)) > 3  # a constant head would prove nothing
     np.testing.assert_allclose([r.score for r in regions], scores[real][order], rtol=1e-4)
     ours = np.array([r.box_xyxy_px for r in regions])
-    ties = np.diff(scores[real][order]) == 0
-    if not ties.any():
-        np.testing.assert_allclose(ours, clipped[real][order], atol=0.02)
+    assert np.diff(scores[real][order]).all()  # of equals any could be first
+    np.testing.assert_allclose(ours, clipped[real][order], atol=0.02)
 
 
 def test_several_texts_of_owl_are_their_mean_direction(folders):
@@ -109,17 +113,30 @@ def test_prompts_share_one_pass_of_owls_image_tower(folders):
     assert [r.score for r in found[0]] == [r.score for r in found[2]] != [r.score for r in found[1]]
 
 
+def test_a_label_that_is_too_long_for_owl_is_cut(folders):
+    owl = detector(folders, "owlvit")
+    with torch.inference_mode():
+        found = owl._query(("a b c d e f g h i j k l m n o p q r s t",))
+        cut = owl._query(("a b c d e f g h i j k l m n",))  # 14 letters, start and end: the 16 places of the tower
+        torch.testing.assert_close(found, cut)
+        assert not torch.allclose(found, owl._query(("a b c d e f g h i j k l m",)), atol=1e-3)
+
+
 def test_captions_are_lower_case_and_closed_by_full_stops():
     assert caption(["Full Dog"]) == "full dog."
     assert caption(["animal", "Bird.", " insect"]) == "animal. bird. insect."
+    assert caption(["St. Bernard"]) == "st bernard."  # one thing, not two
 
 
 def test_grounding_dinos_texts_are_united_in_one_caption(folders):
     dino = detector(folders, "grounding_dino")
-    together = dino.detect(WIDE, [["dog", "cat"]])[0]
-    by_hand = dino._detect(WIDE, "dog. cat.")
-    assert [r.box_xyxy_px for r in together] == [r.box_xyxy_px for r in by_hand]
-    assert together[0].score != dino.detect(WIDE, [["dog"]])[0][0].score
+    together, alone = dino.detect(WIDE, [["dog", "cat"], ["dog"]])
+    checkpoint = load_checkpoint(str(folders["grounding_dino"]))
+    with torch.inference_mode():
+        outputs = checkpoint.model(**checkpoint.processor(text="dog. cat.", images=WIDE, return_tensors="pt"))
+    tokens = outputs.logits[0].sigmoid()
+    assert together[0].score == pytest.approx(float(tokens.max()), rel=1e-4)
+    assert together[0].score != alone[0].score
 
 
 @pytest.mark.parametrize("name", ["grounding_dino", "owlv2", "owlvit"])
@@ -159,6 +176,17 @@ def test_oracle_prompts_read_the_words_of_the_label(folders):
     for words in ("dog", "mushroom"):
         region = oracle.locate_known(WIDE, {"words": words, "path": "x"})
         assert region.score == each.detect(WIDE, [[words]])[0][0].score
+    with pytest.raises(DatasetError, match=r"^x has no label to prompt with"):
+        oracle.locate_known(WIDE, {"words": "", "path": "x"})
+
+
+def test_texts_are_templates_for_words(folders):
+    texts, words = ("full {}", "{{}} or a {}"), "dog {0}"
+    each = detector(folders, "owlv2").detect(WIDE, [["full dog {0}", "{dog {0}} or a dog {0}"]])[0][0]
+    oracle = make_detecting_localizer(settings(folders, "owlv2", texts=texts, prompt="oracle", combine="best"))
+    assert oracle.locate_known(WIDE, {"words": words}).score == each.score
+    ones = make_detecting_localizer(settings(folders, "owlv2", texts=texts, prompt="candidates", combine="best"))
+    assert [r.score for r in ones.locate_words(WIDE, [words])] == [each.score]
 
 
 def test_candidates_have_a_region_each(folders):
@@ -167,6 +195,19 @@ def test_candidates_have_a_region_each(folders):
     each = detector(folders, "owlv2")
     regions = located.locate_words(WIDE, ["dog", "cat", "bird"])
     assert [r.score for r in regions] == [each.detect(WIDE, [[w]])[0][0].score for w in ("dog", "cat", "bird")]
+    assert located.locate_words(WIDE, []) == []
+
+
+@pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
+def test_threads_that_share_a_localizer_get_each_its_own_region(folders, name):
+    chosen = settings(folders, name, texts=(), prompt="candidates", combine="best")
+    jobs = [(WIDE, "dog"), (TALL, "cat"), (WIDE, "full bird"), (TALL, "insect")] * 2
+    alone = make_detecting_localizer(chosen)
+    expected = [alone.locate_words(photo, [words])[0].score for photo, words in jobs]
+    shared = make_detecting_localizer(chosen)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda job: shared.locate_words(job[0], [job[1]])[0].score, jobs))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_sam_makes_the_regions_masks_and_the_box_is_the_masks(folders, tmp_path, monkeypatch):
@@ -186,6 +227,50 @@ def test_sam_makes_the_regions_masks_and_the_box_is_the_masks(folders, tmp_path,
     rows, columns = np.nonzero(region.mask)
     assert region.box_xyxy_px == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert located.key != make_detecting_localizer(chosen.model_copy(update={"segmenter": None})).key
+    assert len(located.key.replace("owlv2", "grounding_dino")) <= 64
+
+
+class Found:
+    """A detector that says the same of every photograph."""
+
+    key = "found"
+
+    def __init__(self, *prompts: list[Region]) -> None:
+        self.prompts = list(prompts)
+
+    def detect(self, photo, prompts):
+        return self.prompts
+
+
+class Drawn:
+    """A segmenter whose mask is the middle of the box, and nothing for a box that starts at 0."""
+
+    key = "drawn"
+
+    def masks(self, photo, regions):
+        masks = [np.zeros(photo.shape[:2], bool) for _ in regions]
+        for mask, region in zip(masks, regions, strict=True):
+            x0, y0, x1, y1 = (int(v) for v in region.box_xyxy_px)
+            mask[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = x0 > 0
+        return masks
+
+
+EMPTY, LEFT, RIGHT = Region((0, 0, 9, 9), 0.9), Region((10, 10, 20, 20), 0.8), Region((30, 5, 50, 25), 0.7)
+
+
+def test_masks_go_to_their_own_prompts_and_empty_ones_are_nothing(folders):
+    chosen = settings(folders, "owlv2", combine="union")
+    both = CandidateLocalizer(Found([EMPTY, LEFT], [], [EMPTY], [LEFT, RIGHT]), Drawn(), chosen)
+    one, none, empty, two = both.locate_words(WIDE, ["a", "b", "c", "d"])
+    assert (one.box_xyxy_px, one.score, int(one.mask.sum())) == ((11, 11, 19, 19), 0.8, 8 * 8)
+    assert (none, empty) == (None, None)
+    assert (two.box_xyxy_px, two.score, int(two.mask.sum())) == ((11, 6, 49, 24), 0.8, 8 * 8 + 18 * 18)
+
+
+def test_the_best_alone_is_segmented_where_one_is_asked_for(folders):
+    best = CandidateLocalizer(Found([LEFT, RIGHT]), Drawn(), settings(folders, "owlv2", combine="best"))
+    (region,) = best.locate_words(WIDE, ["a"])
+    assert (region.box_xyxy_px, int(region.mask.sum())) == ((11, 11, 19, 19), 8 * 8)
 
 
 def test_the_key_changes_with_weights_and_settings_and_is_short(folders):
@@ -209,8 +294,84 @@ def test_a_detector_that_cannot_be_had_is_one_clear_line(name):
     assert "\n" not in str(error.value)
 
 
+def test_without_transformers_its_installation_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(BackendMissing, match=r"run: pip install 'l2r2\[detectors\]'$"):
+        load_checkpoint("any")
+
+
+def broken_copy(folders, tmp_path):
+    copy = shutil.copytree(folders["owlv2"], tmp_path / "broken")
+    return copy, copy / "model.safetensors"
+
+
+def test_weights_that_are_cut_off_are_refused(folders, tmp_path):
+    copy, weights = broken_copy(folders, tmp_path)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackendError, match=r"^detector '.*broken' cannot be had: .*; give localizer\.model"):
+        load_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize("change", ["missing", "of another size"])
+def test_weights_that_would_be_drawn_at_random_are_refused(folders, tmp_path, change):
+    copy, weights = broken_copy(folders, tmp_path)
+    state = load_file(weights)
+    bias = state.pop("box_head.dense0.bias")
+    if change == "of another size":
+        state["box_head.dense0.bias"] = bias[:3].clone()
+    save_file(state, weights, metadata={"format": "pt"})
+    reason = r"its weights lack box_head\.dense0\.bias" if change == "missing" else ".*"
+    with pytest.raises(BackendError, match=rf"^detector '.*broken' cannot be had: {reason}; give localizer\.model"):
+        load_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize("name", ["owlv2", "grounding_dino"])
+def test_a_folder_without_a_vocabulary_is_refused(folders, tmp_path, name):
+    copy = shutil.copytree(folders[name], tmp_path / "broken")
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"):
+        (copy / file).unlink(missing_ok=True)
+    with pytest.raises(BackendError, match="its tokenizer has no words"):
+        load_checkpoint(str(copy))
+
+
+def test_weights_in_pickles_are_refused(folders, tmp_path):
+    copy, weights = broken_copy(folders, tmp_path)
+    torch.save(load_file(weights), copy / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(BackendError, match="cannot be had"):
+        load_checkpoint(str(copy))
+
+
+def test_half_precision_is_computed_in_full(folders, tmp_path):
+    checkpoint = load_checkpoint(str(folders["owlv2"]))
+    checkpoint.model.half().save_pretrained(tmp_path / "half")
+    checkpoint.processor.save_pretrained(tmp_path / "half")
+    assert load_checkpoint(str(tmp_path / "half")).model.dtype == torch.float32
+    located = make_detecting_localizer(settings({"owlv2": tmp_path / "half"}, "owlv2", combine="best"))
+    assert located.locate([WIDE])[0] is not None
+
+
+def test_the_key_changes_with_any_file_of_the_folder(folders, tmp_path):
+    copy = shutil.copytree(folders["owlv2"], tmp_path / "copy")
+    before = load_checkpoint(str(copy)).key
+    assert before == load_checkpoint(str(folders["owlv2"])).key
+    state = load_file(copy / "model.safetensors")
+    state["box_head.dense0.bias"] += 1
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    assert load_checkpoint(str(copy)).key != before
+
+
+@pytest.mark.parametrize(("name", "files"), [("owlv2", "owlvit"), ("owlvit", "owlv2"), ("owlv2", "grounding_dino")])
+def test_a_model_of_another_name_is_refused(folders, name, files):
+    with pytest.raises(ConfigError, match=rf'^localizer\.name is "{name}", but localizer\.model .* is of kind '):
+        make_detecting_localizer(settings(folders, name, model=str(folders[files])))
+
+
 def test_prompts_must_fit_their_kind(folders):
     with pytest.raises(ConfigError, match=r"without localizer\.texts"):
         make_detecting_localizer(settings(folders, "owlv2", texts=()))
-    with pytest.raises(ConfigError, match=r'"oracle", which reads no localizer\.texts'):
-        make_detecting_localizer(settings(folders, "owlv2", prompt="oracle"))
+    with pytest.raises(ConfigError, match=r'\'full \{\}\', but prompt "meta"'):
+        make_detecting_localizer(settings(folders, "owlv2", texts=("dog", "full {}")))
+    for prompt in ("oracle", "candidates"):
+        with pytest.raises(ConfigError, match=rf'\'dog\', but prompt "{prompt}" fills words into {{}}'):
+            make_detecting_localizer(settings(folders, "owlv2", prompt=prompt))

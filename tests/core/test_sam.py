@@ -1,5 +1,8 @@
 """SAM, small and random but segment_anything's own: one embedding a photograph, masks as one by one."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor
 
 from l2r2.config import SegmenterSettings
-from l2r2.errors import ArtifactError
+from l2r2.errors import ArtifactError, BackendMissing
 from l2r2.localization.sam import BOXES_AT_ONCE, Segmenter, load_segmenter
 from l2r2.types import Region
 from tests.core.checkpoints import small_sam
@@ -73,8 +76,24 @@ def test_checkpoints_are_read_and_known_by_their_digest(sam, tmp_path, monkeypat
     segmenter = load_segmenter(SegmenterSettings(model="vit_b", checkpoint=path))
     own = segmenter._predictor.model.state_dict()
     assert all(torch.equal(own[name], value) for name, value in changed.items())
-    path.write_bytes(path.read_bytes() + b" ")
-    assert segmenter.key.startswith("vit_b-")
+    other = tmp_path / "other.safetensors"
+    save_file(sam.state_dict(), other)
+    assert segmenter.key == load_segmenter(SegmenterSettings(model="vit_b", checkpoint=path)).key
+    assert segmenter.key != load_segmenter(SegmenterSettings(model="vit_b", checkpoint=other)).key
+
+
+def test_threads_that_share_it_get_each_its_own_masks(sam):
+    segmenter, photos = Segmenter(sam, "k"), [WIDE, TALL] * 4
+    alone = [Segmenter(sam, "k").masks(photo, regions(photo, 2)) for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda photo: segmenter.masks(photo, regions(photo, 2)), photos))
+    np.testing.assert_equal(together, alone)
+
+
+def test_without_the_package_its_installation_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    with pytest.raises(BackendMissing, match=r"run: pip install 'l2r2\[detectors\]'$"):
+        load_segmenter(SegmenterSettings(model="vit_b", checkpoint=tmp_path / "sam.pth"))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint"])
@@ -86,28 +105,29 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path, content):
         load_segmenter(SegmenterSettings(model="vit_b", checkpoint=path))
 
 
-def test_a_pickle_that_would_run_something_is_refused(tmp_path):
-    path = tmp_path / "sam.pth"
-    torch.save({"weights": pathological()}, path)
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        load_segmenter(SegmenterSettings(model="vit_b", checkpoint=path))
-
-
 class Runs:
     def __reduce__(self):
         return (print, ("this must not be printed",))
 
 
-def pathological() -> Runs:
-    return Runs()
+def test_a_pickle_that_would_run_something_is_refused(tmp_path, capsys):
+    path = tmp_path / "sam.pth"
+    torch.save({"weights": Runs()}, path)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_segmenter(SegmenterSettings(model="vit_b", checkpoint=path))
+    assert capsys.readouterr().out == ""
 
 
-def test_weights_of_another_size_are_named(tmp_path, monkeypatch, sam):
+@pytest.mark.parametrize("change", ["less", "numbered"])
+def test_weights_of_another_model_are_named(tmp_path, monkeypatch, sam, change):
     import segment_anything
 
     monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", small_sam)
     state = sam.state_dict()
-    state.pop(next(iter(state)))
+    if change == "less":
+        state.pop(next(iter(state)))
+    else:
+        state = dict(enumerate(state.values()))
     torch.save(state, tmp_path / "sam.pth")
     with pytest.raises(ArtifactError, match=r"is no SAM vit_b: .*; set segmenter\.model"):
         load_segmenter(SegmenterSettings(model="vit_b", checkpoint=tmp_path / "sam.pth"))

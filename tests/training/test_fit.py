@@ -7,17 +7,17 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from l2r2.classification.timm_model import TorchClassifier, create_network, load_network
 from l2r2.config import ImageSettings
-from l2r2.errors import DatasetError, TrainingError
+from l2r2.errors import ConfigError, DatasetError, TrainingError
 from l2r2.images import read
-from l2r2.training import fit as fit_module
+from l2r2.training import features as features_module
 from l2r2.training.module import ViewClassifier
-from l2r2.types import Region, View
+from l2r2.types import View
 from l2r2.views import normalize, render
-from tests.training.noise import TRAIN, TRAINABLE, VIEW, draw_noise, fit, no_regions
+from tests.training.noise import TRAIN, TRAINABLE, VIEW, draw_noise, fit, half_found, no_regions
 
 kinds = pytest.mark.parametrize("kind", TRAINABLE)
 
@@ -101,7 +101,7 @@ def test_the_order_of_the_table_does_not_matter(uninterrupted, dataset, tmp_path
 
 def test_a_head_leaves_the_backbone_alone(dataset, tmp_path):
     start = tmp_path / "start.safetensors"
-    start.write_bytes(fit_module.save(create_network("test_resnet", 3).state_dict()))
+    start.write_bytes(save(create_network("test_resnet", 3).state_dict()))
     fitted = load_file(fit(dataset, tmp_path, trainable="head", checkpoint=start, epochs=1).weights)
     before = load_file(start)
     assert {name for name in before if not torch.equal(before[name], fitted[name])} == {"fc.weight", "fc.bias"}
@@ -131,12 +131,6 @@ def test_it_stops_when_nothing_improves(dataset, tmp_path):
     assert told == [0, 1, 2]
     assert fitted.best["best_epoch"] == 0
     assert fitted.best["best_val_loss"] == pytest.approx(np.log(3))
-
-
-def half_found(dataset):
-    """A region in every second photograph of the table."""
-    middle = Region((16.0, 16.0, 48.0, 48.0), 1.0)
-    return {digest: middle if i % 2 else None for i, digest in enumerate(dataset.table["digest"])}
 
 
 def test_photographs_without_a_region_are_scored(dataset, tmp_path):
@@ -185,72 +179,111 @@ def test_a_loss_that_is_no_number(dataset, tmp_path):
 
 
 def test_images_that_are_no_numbers(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "_pooled", lambda network, images: torch.full((len(images), 96), torch.inf))
+    monkeypatch.setattr(features_module, "pooled", lambda network, images: torch.full((len(images), 96), torch.inf))
     with pytest.raises(TrainingError, match=r"^the training loss is nan in epoch 0, batch 0; "):
         fit(dataset, tmp_path, trainable="head")
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-class Recorder(torch.nn.Module):
-    """Gives the same logits for anything; remembers what it saw."""
+class Constant(torch.nn.Module):
+    """Gives the same logits for anything."""
 
-    def __init__(self, logit=0.0):
+    def __init__(self, logit):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(logit))
-        self.seen = []
 
     def forward(self, images):
-        self.seen.append(images)
         return self.weight.expand(len(images), 3)
 
 
 def test_a_validation_loss_that_is_no_number():
-    module = ViewClassifier(Recorder(torch.nan), TRAIN, 0, mirror=False)
+    module = ViewClassifier(Constant(torch.nan), TRAIN)
     with pytest.raises(TrainingError, match=r"^the validation loss is nan in epoch 0, batch 7; expected a number; "):
         module.validation_step((torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)), 7)
 
 
-def mirrored(seed, index, *, mirror=True):
-    """Which of 1000 images a training step turns round."""
-    module = ViewClassifier(network := Recorder(), TRAIN, seed, mirror=mirror)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": "head", "environment": "group"}, r'trains the whole network; set train\.trainable = "all" '),
+        ({}, r"compares environments; set train\.environment to the column that names them"),
+        ({"environment": "place"}, r"column train\.environment = 'place' is missing or has gaps in train; the table "),
+        ({"environment": "gaps"}, r"column train\.environment = 'gaps' is missing or has gaps in train; the table "),
+    ],
+)
+def test_an_objective_needs_environments(dataset, tmp_path, changes, message):
+    gaps = dataset.table.with_columns(gaps=pl.when(pl.col("label") == "red").then(pl.lit("a")))
+    with pytest.raises(ConfigError, match=rf"^train\.objective = 'groupdro':? {message}"):
+        fit(dataclasses.replace(dataset, table=gaps), tmp_path, objective="groupdro", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_objective_trains_on_environments(dataset, tmp_path):
+    near = pl.when(pl.col("digest") < "8").then(pl.lit("near")).otherwise(pl.lit("far"))
+    places = dataset.table.with_columns(place=near)
+    told = []
+    fitted = fit(
+        dataclasses.replace(dataset, table=places),
+        tmp_path,
+        objective="groupdro",
+        environment="place",
+        on_epoch=lambda _, values: told.append(values),
+    )
+    assert told[-1]["train_loss"] < told[0]["train_loss"]
+    assert fitted.best["best_val_loss"] == pytest.approx(min(values["val_loss"] for values in told), rel=1e-4)
+    assert set(told[0]) == {"train_loss", "val_loss", "val_accuracy", "learning_rate"}
+
+
+def test_half_precision_trains(dataset, tmp_path):
+    """bfloat16 has eight bits of mantissa: near the same losses, never the same."""
+    losses = {
+        precision: fit(dataset, tmp_path / precision, precision=precision, epochs=1).best["best_val_loss"]
+        for precision in ("32-true", "bf16-mixed")
+    }
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.05)
+    assert losses["bf16-mixed"] != losses["32-true"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_sixteen_bit_floats_need_a_gpu(dataset, tmp_path):
+    message = r"^train\.precision = '16-mixed' needs a CUDA GPU; set bf16-mixed or 32-true$"
+    with pytest.raises(ConfigError, match=message):
+        fit(dataset, tmp_path, precision="16-mixed")
+
+
+def test_labels_are_smoothed():
+    """With logits 0, 0, log 2 and label 2: p = ¼, ¼, ½; smoothed by 0.3 the target is 0.1, 0.1, 0.8."""
+    network = torch.nn.Linear(1, 3)
+    torch.nn.init.zeros_(network.weight)
+    network.bias.data = torch.tensor([0.0, 0.0, np.log(2.0)], dtype=torch.float32)
+    module = ViewClassifier(network, TRAIN.model_copy(update={"label_smoothing": 0.3}))
     module.log = lambda *_, **__: None
-    images = torch.zeros(1000, 3, 2, 2)
-    images[..., 0] = 1
-    module.training_step((images, torch.zeros(1000, dtype=torch.int64)), index)
-    return network.seen[0][:, 0, 0, 0] == 0
+    loss = module.training_step((torch.zeros(4, 1), torch.full((4,), 2)), 0)
+    assert loss.item() == pytest.approx(0.2 * np.log(4) + 0.8 * np.log(2))
 
 
-def test_half_of_the_images_are_mirrored():
-    assert mirrored(0, 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+def test_augmented_views_train_other_weights(dataset, tmp_path):
+    """Each of the three changes something."""
+    plain = {"flip": False, "crop_scale": 1.0, "color_jitter": 0.0, "epochs": 1}
+    fits = {
+        name: fit(dataset, tmp_path / name, **{**plain, **changes}).weights.read_bytes()
+        for name, changes in {
+            "plain": {},
+            "flip": {"flip": True},
+            "crop": {"crop_scale": 0.5},
+            "jitter": {"color_jitter": 0.4},
+        }.items()
+    }
+    assert len(set(fits.values())) == 4
 
 
-def test_without_flip_none_is():
-    assert not mirrored(0, 0, mirror=False).any()
-
-
-def test_mirroring_depends_on_seed_and_batch_alone():
-    assert torch.equal(mirrored(0, 3), mirrored(0, 3))
-    assert not torch.equal(mirrored(0, 3), mirrored(0, 4))
-    assert not torch.equal(mirrored(0, 3), mirrored(1, 3))
-
-
-@pytest.fixture
-def backbone(tmp_path):
-    path = tmp_path / "backbone.safetensors"
-    path.write_bytes(fit_module.save(create_network("test_resnet", 5).state_dict()))
-    return path
-
-
-def test_features_are_kept_for_the_next_seed(dataset, tmp_path, backbone, monkeypatch):
-    kept = {"checkpoint": backbone, "trainable": "head", "epochs": 2}
-    plain = fit(dataset, tmp_path / "plain", seed=1, **kept)
-    fit(dataset, tmp_path / "0", seed=0, features=tmp_path / "features.safetensors", **kept)
-    monkeypatch.setattr(fit_module, "_pooled", lambda *_: pytest.fail("the backbone ran again"))
-    again = fit(dataset, tmp_path / "1", seed=1, features=tmp_path / "features.safetensors", **kept)
-    assert again.weights.read_bytes() == plain.weights.read_bytes()
-
-
-def test_features_of_a_random_backbone_are_not_kept(dataset, tmp_path):
-    """It is another one with every seed."""
-    fit(dataset, tmp_path / "fit", features=tmp_path / "features.safetensors", trainable="head", epochs=1)
-    assert not (tmp_path / "features.safetensors").exists()
+def test_a_vision_transformer_is_fitted(dataset, tmp_path):
+    """Built for 160 px; here it sees 64."""
+    fitted = fit(dataset, tmp_path, model="test_vit", trainable="head", epochs=2)
+    network = create_network("test_vit", 3, size_px=64)
+    load_network(network, fitted.weights)
+    part = dataset.split("val")
+    squares = [render(read(path, ImageSettings()), None, View.FULL, VIEW) for path in part.paths()]
+    table = part.table.select("digest").join(pl.read_parquet(fitted.logits), "digest", maintain_order="left")
+    expected = TorchClassifier(network).logits(normalize(squares, VIEW))
+    np.testing.assert_allclose(table["logits"].to_numpy(), expected, rtol=1e-4, atol=1e-5)

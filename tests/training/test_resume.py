@@ -70,6 +70,16 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, uninterrupted, tmp_pat
     assert resumed.best == uninterrupted[kind].best
 
 
+def test_chance_repeats_after_a_stop(dataset, tmp_path):
+    """Crops, colours and stochastic depth are those of the epoch, however often the fit was stopped before it."""
+    changes = {"crop_scale": 0.3, "color_jitter": 0.4, "drop_path": 0.5, "warmup_epochs": 1, "optimizer": "sgd"}
+    whole = fit(dataset, tmp_path / "whole", **changes)
+    for end in (1, 3):
+        with pytest.raises(PlugPulled):
+            fit(dataset, tmp_path / "stopped", on_epoch=stop_at(end), **changes)
+    assert fit(dataset, tmp_path / "stopped", **changes).weights.read_bytes() == whole.weights.read_bytes()
+
+
 @kinds
 @pytest.mark.parametrize("ends", [(0,), (1, 1, 3)])
 def test_stopped_more_than_once(dataset, uninterrupted, tmp_path, kind, ends):

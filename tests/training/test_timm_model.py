@@ -5,19 +5,23 @@ import re
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save
 from sklearn.datasets import load_sample_image
 from timm.data import ImageNetInfo
+from timm.layers import DropPath, resample_abs_pos_embed
 
 from l2r2.classification.timm_model import (
     TorchClassifier,
     build_network,
     create_network,
+    head_of,
     load_network,
+    pooled,
     view_settings,
 )
 from l2r2.config import TrainSettings, ViewSettings
-from l2r2.errors import ArtifactError, ConfigError
+from l2r2.errors import ArtifactError, BackendError, ConfigError
 from l2r2.types import View
 from l2r2.views import normalize, render
 
@@ -142,3 +146,129 @@ def test_rows_stay_in_order():
     images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
     assert classifier.logits(images).dtype == np.float32
     np.testing.assert_allclose(classifier.logits(images[::-1].copy()), classifier.logits(images)[::-1], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """torchvision's network, random weights, batch statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50(weights=None).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network
+
+
+def same_features(network, theirs):
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = torch.nn.Sequential(*list(theirs.children())[:-1])(images).flatten(1)
+        torch.testing.assert_close(pooled(network.eval(), images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_in_torchvisions_names(theirs, tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    path.write_bytes(save(theirs.state_dict()))
+    settings = TrainSettings(model="resnet50", weights="torchvision", checkpoint=path)
+    network = build_network(settings, 3)
+    assert set(network.state_dict()) == set(theirs.state_dict())
+    assert head_of(network).out_features == 3
+    same_features(network, theirs)
+
+
+def test_torchvisions_own_weights(theirs, tmp_path, monkeypatch):
+    """Version 1, from where torchvision keeps what it has downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(theirs.state_dict(), tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth")
+    same_features(build_network(TrainSettings(model="resnet50", weights="torchvision"), 3), theirs)
+
+
+def test_torchvision_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):  # a port that nothing listens on
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    message = r"^the hub's weights for resnet50 cannot be had \(URLError\); give train\.checkpoint a local file$"
+    with pytest.raises(BackendError, match=message):
+        build_network(TrainSettings(model="resnet50", weights="torchvision"), 3)
+
+
+def test_torchvisions_weights_fit_one_model():
+    message = r"^torchvision's weights fit 'resnet50' only, not 'test_resnet'; set train\.weights$"
+    with pytest.raises(ConfigError, match=message):
+        build_network(TINY.model_copy(update={"weights": "torchvision"}), 3)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_convnext"])
+def test_drop_path(model):
+    """Some blocks are left out in training, none in evaluation."""
+    network = build_network(TINY.model_copy(update={"model": model, "drop_path": 0.5}), 3, size_px=64)
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
+    assert max(rates) == pytest.approx(0.5)
+    for parameter in network.parameters():  # residual branches start at zero
+        torch.nn.init.normal_(parameter, std=0.5)
+    images = torch.randn(16, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.eval()(images), network(images))
+        for module in network.train().modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        assert not torch.allclose(network(images), network(images), atol=1e-3)
+
+
+def test_no_drop_path_in_a_model_without():
+    message = r"^'vgg11' has no stochastic depth; set train\.drop_path = 0 \(now 0\.1\)$"
+    with pytest.raises(ConfigError, match=message):
+        create_network("vgg11", 3, drop_path=0.1)
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_vit_relpos", "test_resnet", "test_coatnet"])
+def test_any_model_takes_the_views_size(model):
+    network = create_network(model, 3, size_px=128).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 3, 128, 128)).shape == (1, 3)
+
+
+def test_dinov2_is_made_for_the_views_size():
+    """Built for 518 px; at 224 it has 16 × 16 patches and the class token."""
+    network = create_network("vit_small_patch14_dinov2", 3, size_px=224).eval()
+    assert network.pos_embed.shape == (1, 257, 384)
+    with torch.inference_mode():
+        assert pooled(network, torch.zeros(1, 3, 224, 224)).shape == (1, 384)
+
+
+def test_patches_must_tile_the_input():
+    message = r"^'vit_small_patch14_dinov2' cuts its input into patches of 14 px; 256 px is no multiple of it$"
+    with pytest.raises(ConfigError, match=message):
+        create_network("vit_small_patch14_dinov2", 3, size_px=256)
+
+
+def test_a_checkpoint_of_another_size(tmp_path):
+    """Its position embeddings are resampled; all else stays."""
+    torch.manual_seed(0)
+    large = create_network("test_vit", 5)
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(save(large.state_dict()))
+    small = build_network(TINY.model_copy(update={"model": "test_vit", "checkpoint": path}), 3, size_px=64)
+    differ = {
+        n
+        for n, v in small.state_dict().items()
+        if n.split(".")[0] != "head"
+        and not (v.shape == large.state_dict()[n].shape and torch.equal(v, large.state_dict()[n]))
+    }
+    assert differ == {"pos_embed"}
+    expected = resample_abs_pos_embed(large.pos_embed, [4, 4], num_prefix_tokens=1)
+    torch.testing.assert_close(small.pos_embed, expected)
+
+
+def test_a_model_with_two_heads():
+    with pytest.raises(ConfigError, match=r"^LevitDistilled has no single head to train; set train\.model to another$"):
+        build_network(TINY.model_copy(update={"model": "levit_128s"}), 3)
+
+
+def test_a_classifier_takes_features_too():
+    head = torch.nn.Linear(4, 3)
+    rows = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    expected = rows @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(TorchClassifier(head).logits(rows), expected, atol=1e-5)
