@@ -144,9 +144,9 @@ class TrainSettings(Settings):
     """Any timm name."""
     weights: Literal["package", "hub", "torchvision", "none"] = "package"
     """package: the weights that a package ships (EfficientNet-Lite0 only); hub: timm's own; torchvision: that
-    library's, for resnet50 (or the file `checkpoint`, in torchvision's own names); none: random."""
+    first version (V1), for resnet50 (or the file `checkpoint`, in torchvision's own names); none: random."""
     checkpoint: Path | None = None
-    """A local safetensors file to start from, before `weights`."""
+    """A local safetensors file to start from, before `weights`; position embeddings are resampled to the view's size."""
     trainable: Literal["all", "head"] = "head"
     """head: the backbone is frozen and its features are computed once."""
     shared: bool = False
@@ -170,7 +170,8 @@ class TrainSettings(Settings):
     """Linear, from a hundredth of the learning rate."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth, where the model has it."""
+    """Stochastic depth, where the model has it. It and the augmentations below act where the whole network trains; of
+    a frozen backbone's photographs only the mirrored half is used."""
     flip: bool = True
     """Mirror half of the training views."""
     crop_scale: float = Field(1.0, gt=0, le=1)
@@ -178,6 +179,7 @@ class TrainSettings(Settings):
     color_jitter: float = Field(0.0, ge=0, le=1)
     """Largest relative change of a training view's brightness, contrast and saturation."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """16-mixed needs a GPU."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1), min_length=1)
     """One classifier a view and seed; the first is deployed."""
     workers: int = Field(0, ge=0)

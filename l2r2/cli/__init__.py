@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 import typer
 
 from l2r2 import __version__
-from l2r2.cli import data, experiments
+from l2r2.cli import data, experiments, paper
 from l2r2.errors import L2R2Error
 
 __all__ = ["build", "main"]
@@ -41,6 +41,7 @@ def build() -> typer.Typer:
     """The app with every command, those of the other packages (entry points `l2r2.commands`) included."""
     data.register(app)
     experiments.register(app)
+    paper.register(app)
     for point in sorted(entry_points(group="l2r2.commands"), key=lambda p: p.name):
         point.load()(app)
     return app

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from l2r2.cli import published
 from l2r2.cli.progress import progress_bars
 from l2r2.config import SaliencySettings, find_recipe, load_recipe
 
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     data.command("starter")(starter)
     data.command("folder")(folder)
     data.command("table")(table)
+    published.register(data)
     app.add_typer(data, name="data")
     app.command("localize")(localize)
 

@@ -166,12 +166,20 @@ def load_dataset(folder: Path) -> Dataset:
     return Dataset(folder, card, table)
 
 
-def make_dataset(folder: Path, card: Card, table: pl.DataFrame, *, allow_duplicates: bool = False) -> Dataset:
+def make_dataset(
+    folder: Path,
+    card: Card,
+    table: pl.DataFrame,
+    *,
+    allow_duplicates: bool = False,
+    allow_absent_in_val: bool = False,
+) -> Dataset:
     """Complete a table (digests, groups), check every rule, write it.
 
     Args:
         table: path, label, split; group is each photograph's own where the column is missing or null.
         allow_duplicates: Accept the same photograph in train, val or test at once.
+        allow_absent_in_val: Accept classes of train that val lacks, as published splits by year have them.
     Raises:
         DatasetError: a rule is broken; the message names the row, class or group.
     """
@@ -193,7 +201,7 @@ def make_dataset(folder: Path, card: Card, table: pl.DataFrame, *, allow_duplica
     group = pl.col("group").cast(pl.String) if "group" in table.columns else pl.lit(None, pl.String)
     table = table.with_columns(group=group.fill_null(pl.col("digest")))
     if card.classes is None:
-        check(table, allow_duplicates=allow_duplicates)
+        check(table, allow_duplicates=allow_duplicates, allow_absent_in_val=allow_absent_in_val)
     else:
         check_test_only(table, card.classes)
     dataset = Dataset(folder, card, table)
@@ -201,12 +209,13 @@ def make_dataset(folder: Path, card: Card, table: pl.DataFrame, *, allow_duplica
     return dataset
 
 
-def check(table: pl.DataFrame, *, allow_duplicates: bool = False) -> None:
+def check(table: pl.DataFrame, *, allow_duplicates: bool = False, allow_absent_in_val: bool = False) -> None:
     """Refuse a table that would give figures nobody should believe.
 
     Raises:
-        DatasetError: no train or val split; a label missing there; fewer than two classes; a class of val without a
-            training photograph; a group, or (unless allowed) a photograph, in more than one of train, val and tests.
+        DatasetError: no train or val split; a label missing there; fewer than two classes; a class of val or a test set
+            without a training photograph, or (unless allowed) one of train without a photograph in val; a group, or
+            (unless allowed) a photograph, in more than one of train, val and tests.
     """
     splits = set(table["split"].drop_nulls())
     for name in FITTING:
@@ -230,7 +239,7 @@ def check(table: pl.DataFrame, *, allow_duplicates: bool = False) -> None:
         if strange:
             raise DatasetError(f"class {strange[0]!r} is in {name!r} but has no photograph in train; move some there")
     absent = sorted(set(counts) - set(_classes(table, "val")))
-    if absent:
+    if absent and not allow_absent_in_val:
         raise DatasetError(
             f"class {absent[0]!r} has no photograph in 'val'; nothing can be chosen for it, move some there"
         )

@@ -120,8 +120,8 @@ class Workshop:
     def _fit(self, dataset: Dataset, view: View, seed: int, folder: Path, run: Run | None) -> Fitted:
         recipe = self.recipe
         train = recipe.train.model_copy(update={"seeds": (seed,)})
-        frozen = train.model_copy(update={"seeds": ()}).model_dump_json()
-        features = digest(frozen, self._looks, view, self.dataset.digest, self.regions_key)
+        backbone = train.model_dump_json(include={"model", "weights", "checkpoint"})
+        features = digest(backbone, self._looks, view, self.dataset.digest, self.regions_key)
         folder.mkdir(parents=True, exist_ok=True)
 
         def on_epoch(epoch: int, values: Mapping[str, float]) -> None:

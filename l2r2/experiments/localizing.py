@@ -76,11 +76,12 @@ def fill_regions(dataset: Dataset, localizer: AnyLocalizer, images: ImageSetting
     """
     if isinstance(localizer, CandidateLocalizer):
         raise ConfigError("a localizer by candidates needs FULL's answers; l2r2 train runs it after FULL")
-    rows = dataset.table.iter_rows(named=True)
-    jobs = [
-        (row["digest"], partial(_find, localizer, path, row | {"words": dataset.words(row["label"] or "")}, images))
-        for row, path in zip(rows, dataset.paths(), strict=True)
-    ]
+    jobs = []
+    for row, path in zip(dataset.table.iter_rows(named=True), dataset.paths(), strict=True):
+        known = row | {"words": dataset.words(row["label"] or "")}
+        if row.get("mask") is not None:
+            known["mask"] = str((dataset.card.root or dataset.folder) / row["mask"])
+        jobs.append((row["digest"], partial(_find, localizer, path, known, images)))
     yield from region_cache(dataset, localizer.key).fill(jobs, workers=os.cpu_count() or 1)
 
 

@@ -48,6 +48,8 @@ def run_experiment(
         DatasetError, TrainingError, …: from the parts.
     """
     hazardous = _hazardous(recipe, dataset)
+    if recipe.train.shared and recipe.fusion.fit_on == "crossfit":
+        raise ConfigError('fusion.fit_on = "crossfit" trains a classifier a view; it cannot go with train.shared')
     if localizer is None and set(recipe.views) - WITHOUT_REGIONS:
         raise ConfigError(f"recipe {recipe.name} has views that need a region and there is no localizer")
     key = digest(recipe.model_dump_json(), dataset.digest, localizer.key if localizer else "", __version__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from l2r2.config import DetectorSettings
 from l2r2.errors import ConfigError, DatasetError
@@ -12,13 +12,14 @@ from l2r2.localization.boxes import mask_box, unite
 from l2r2.localization.grounding_dino import GroundingDinoDetector
 from l2r2.localization.hub import load_checkpoint
 from l2r2.localization.owl import OwlDetector
-from l2r2.localization.sam import Segmenter, load_segmenter
-from l2r2.types import Photos, Pixels, Region
+from l2r2.localization.sam import load_segmenter
+from l2r2.types import Mask, Photos, Pixels, Region
 
 KINDS = {"grounding_dino": "grounding-dino", "owlv2": "owlv2", "owlvit": "owlvit"}
 """Name in the settings → what a checkpoint's configuration says."""
 
 
+@runtime_checkable
 class Detector(Protocol):
     """Finds what texts say."""
 
@@ -32,10 +33,24 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
+class Masks(Protocol):
+    """Cuts out what boxes hold; `Segmenter` is one."""
+
+    @property
+    def key(self) -> str:
+        """Changes with the weights."""
+        ...
+
+    def masks(self, photo: Pixels, regions: Sequence[Region]) -> list[Mask]:
+        """One of the photograph's size a region, in order."""
+        ...
+
+
 class _Detecting:
     """What the three localizers share."""
 
-    def __init__(self, detector: Detector, segmenter: Segmenter | None, settings: DetectorSettings) -> None:
+    def __init__(self, detector: Detector, segmenter: Masks | None, settings: DetectorSettings) -> None:
         self._detector, self._segmenter, self._settings = detector, segmenter, settings
         sam = "" if segmenter is None else f"-{segmenter.key}"
         self.key = f"{settings.name}-{detector.key}{sam}-{settings.digest()}"

@@ -1,13 +1,15 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from l2r2.bundle import SCHEMA, PolicyManifest, load_bundle, write_bundle
+from l2r2.bundle import SCHEMA, PolicyManifest, describe_policy, load_bundle, read_policy, write_bundle
 from l2r2.calibration import Temperature
-from l2r2.cascade import Policy
+from l2r2.cascade import Policy, Veto
+from l2r2.conformal import PredictionSets
 from l2r2.errors import ArtifactError, ConfigError
 from l2r2.files import sha256
 from l2r2.fusion import (
@@ -223,6 +225,35 @@ def test_a_policy_survives_with_every_operator(pristine, tmp_path, operator):
     expected, got = (p.decide(*logits, found, prior) for p in (policy, loaded))
     np.testing.assert_array_equal(got.belief, expected.belief)
     np.testing.assert_array_equal(got.skipped_full, expected.skipped_full)
+
+
+def test_sets_and_veto_survive(pristine, tmp_path):
+    policy = replace(pristine.policy(), sets=PredictionSets(0.3, 0.8), veto=Veto(np.array([False, True, False]), 0.2))
+    described = describe_policy(policy, pristine.manifest.class_names)
+    assert (described.hazardous, described.hazard_mass) == (("green",), 0.2)
+    np.savez(tmp_path / "fusion.npz", **policy.operator.parameters())
+    again = read_policy(described, tmp_path / "fusion.npz", pristine.manifest.class_names)
+    assert again.sets == policy.sets
+    assert again.veto.mass == 0.2
+    np.testing.assert_array_equal(again.veto.hazardous, policy.veto.hazardous)
+
+
+def test_a_hazard_that_is_no_class_is_refused(folder):
+    edit(folder, lambda values: values["policy"].update(hazardous=["amanita"]))
+    with pytest.raises(ArtifactError, match="hazardous class 'amanita' is none of the bundle's classes"):
+        load_bundle(folder).policy()
+
+
+def test_a_bundle_of_the_first_schema_is_read_without_sets_and_veto(folder):
+    def older(values):
+        values["schema_version"] = 1
+        for name in ("coverage", "set_threshold", "hazardous", "hazard_mass"):
+            del values["policy"][name]
+        del values["prior"]["cap"]
+
+    edit(folder, older)
+    policy = load_bundle(folder).policy()
+    assert (policy.sets, policy.veto) == (None, None)
 
 
 def test_an_unknown_operator_is_refused(folder):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2r2.calibration import Temperature
-from l2r2.cascade import MAX_THRESHOLDS, Policy, choose_threshold, trade_off
+from l2r2.cascade import MAX_THRESHOLDS, Policy, Veto, choose_threshold, trade_off
 from l2r2.errors import InputError
 from l2r2.fusion import Average, Evidence, MaxScaledConfidence, Operator, Threshold
 from l2r2.logspace import confidence, log_normalize
@@ -163,6 +163,87 @@ def test_a_good_fg_needs_no_full():
     good, bad = Evidence(logits, log_normalize(logits)), Evidence(-logits, log_normalize(-logits))
     chosen = choose_threshold(good, bad, np.ones(12, bool), labels, np.arange(12), MaxScaledConfidence(), 0 * logits)
     assert chosen == 0.0
+
+
+def lossy(seed: int, n: int = 400) -> tuple[Case, np.ndarray]:
+    """FG surer than right, FULL right nine times of ten; and groups of one."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    truth = np.eye(3)[labels]
+    fg = 1.5 * truth + 1.5 * rng.normal(size=(n, 3))
+    full = 4.0 * truth + rng.normal(size=(n, 3))
+    return (fg, full, np.ones(n, bool), np.zeros((n, 3)), labels), np.arange(n)
+
+
+def test_the_certified_gate_is_the_lowest_that_loses_little_for_certain():
+    case, groups = lossy(0)
+    policy = make_policy(MaxScaledConfidence(), 0.5)
+    fg, full = evidence(policy, case)
+    chosen = {
+        epsilon: choose_threshold(
+            fg, full, case[2], case[4], groups, policy.operator, case[3], "risk", epsilon=epsilon, delta=0.1
+        )
+        for epsilon in (0.02, 0.05, 0.2)
+    }
+    assert chosen[0.02] >= chosen[0.05] >= chosen[0.2]
+    assert chosen[0.2] < 1
+    always = policy.operator(fg, full, case[3]).argmax(axis=1) == case[4]
+    for epsilon, t in chosen.items():
+        answer = np.where(confidence(fg.belief) > t, fg.belief.argmax(axis=1), always * case[4] + ~always * -1)
+        assert (always & (answer != case[4])).mean() <= epsilon
+
+
+def test_too_little_data_certify_nothing_and_full_always_runs():
+    case, groups = lossy(1, n=20)
+    policy = make_policy(MaxScaledConfidence(), 0.5)
+    t = choose_threshold(
+        *evidence(policy, case), case[2], case[4], groups, policy.operator, case[3], "risk", epsilon=0.02, delta=0.1
+    )
+    assert t == 1.0
+
+
+HAZARD = Veto(np.array([False, True, False]), mass=0.1)
+
+
+def vetoed(fg: list[float], full: list[float], prior: list[float], *, found: bool = True) -> tuple[int, bool]:
+    ones = {stage: Temperature(np.ones(1)) for stage in Stage}
+    policy = Policy(ones, MaxScaledConfidence(), 0.8, veto=HAZARD)
+    decision = policy.decide(np.array([fg]), np.array([full]), np.array([found]), np.array([prior]))
+    return int(decision.belief.argmax()), bool(decision.withheld[0])
+
+
+NONE, HARMLESS, HAZARDOUS = [0.0] * 3, [6.0, 0.0, 0.0], [0.0, 6.0, 0.0]
+
+
+def test_an_unsure_foreground_withholds_however_sure_full_is():
+    assert vetoed([1.0, 0.0, 0.0], HARMLESS, NONE) == (0, True)  # FG gives the hazard 0.21
+
+
+def test_an_unsure_foreground_withholds_however_sure_the_prior_is():
+    assert vetoed([1.0, 0.0, 0.0], NONE, [9.0, 0.0, 0.0]) == (0, True)
+
+
+def test_a_sure_foreground_is_heard():
+    assert vetoed(HARMLESS, NONE, NONE) == (0, False)
+    assert vetoed(HAZARDOUS, NONE, NONE) == (1, False)
+
+
+def test_where_no_hazard_is_possible_nothing_is_withheld():
+    assert vetoed([1.5, -4.0, 1.0], HARMLESS, NONE) == (0, False)
+
+
+def test_a_hazardous_answer_that_the_foreground_did_not_give_is_withheld():
+    assert vetoed([1.5, -4.0, 1.0], [0.0, 9.0, 0.0], NONE) == (1, True)
+
+
+def test_where_nothing_was_found_the_foreground_has_not_spoken():
+    assert vetoed(HARMLESS, [6.0, 4.0, 0.0], NONE, found=False) == (0, True)
+    assert vetoed(HAZARDOUS, HARMLESS, NONE, found=False) == (0, False)
+
+
+def test_without_a_veto_nothing_is_withheld():
+    case = random_case(0)
+    assert not make_policy(MaxScaledConfidence(), 0.5).decide(*case[:4]).withheld.any()
 
 
 def test_another_rule_is_refused():

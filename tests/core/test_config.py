@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from l2r2.config import (
+    DetectorSettings,
     FusionSettings,
     GateSettings,
     ImageSettings,
@@ -9,6 +10,7 @@ from l2r2.config import (
     Recipe,
     SaliencySettings,
     TrainSettings,
+    TruthSettings,
     ViewSettings,
     find_recipe,
     load_recipe,
@@ -126,6 +128,57 @@ def test_what_is_no_toml(tmp_path, content):
     (tmp_path / "bad.toml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"bad\.toml is no readable TOML: "):
         load_recipe(tmp_path / "bad.toml")
+
+
+def written(folder, **files: str):
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+    return folder / f"{next(iter(files))}.toml"
+
+
+def test_a_recipe_holds_only_what_differs_from_its_base(tmp_path):
+    path = written(
+        tmp_path,
+        leaf='base = "middle"\nname = "leaf"\n[train]\nepochs = 3',
+        middle='base = "root"\nname = "middle"\n[train]\nepochs = 2\nbatch_size = 7',
+        root='name = "root"\nviews = ["FULL"]\n[train]\nlearning_rate = 0.5\nepochs = 1',
+    )
+    recipe = load_recipe(path, {"train.weight_decay": 0.25})
+    assert (recipe.name, recipe.views) == ("leaf", (View.FULL,))
+    train = recipe.train
+    assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (3, 7, 0.5, 0.25)
+
+
+def test_a_base_may_be_a_recipe_of_the_library(tmp_path):
+    recipe = load_recipe(written(tmp_path, mine='base = "demo"\nname = "mine"\n[train]\nepochs = 1'))
+    assert (recipe.name, recipe.train.epochs, recipe.train.model) == ("mine", 1, "tf_efficientnet_lite0")
+
+
+def test_a_base_of_itself_is_refused(tmp_path):
+    path = written(tmp_path, a='base = "b"\nname = "a"', b='base = "a"\nname = "b"')
+    with pytest.raises(ConfigError, match=r"a\.toml is a base of itself \(a → b → a\)"):
+        load_recipe(path)
+
+
+def test_a_base_that_is_not_there_or_no_name(tmp_path):
+    with pytest.raises(ConfigError, match="no recipe at nowhere; give a TOML file or one of: "):
+        load_recipe(written(tmp_path, a='base = "nowhere"\nname = "a"'))
+    with pytest.raises(ConfigError, match="base = 3; expected the name of a recipe"):
+        load_recipe(written(tmp_path, b='base = 3\nname = "b"'))
+
+
+def test_localizers_are_told_apart_by_name():
+    def localizer(**values: object) -> object:
+        return parse_settings(Recipe, {"name": "x", "localizer": values}, "here").localizer
+
+    assert isinstance(localizer(), SaliencySettings)
+    assert isinstance(localizer(size_px=352), SaliencySettings)
+    assert isinstance(localizer(name="gt", what="box"), TruthSettings)
+    assert isinstance(localizer(name="owlv2", model="some/where"), DetectorSettings)
+    with pytest.raises(ConfigError, match=r"^here: localizer\.name = 'dino': Input should be 'grounding_dino', "):
+        localizer(name="dino", model="x")
+    with pytest.raises(ConfigError, match=r"^here: unknown setting 'localizer\.modell'; did you mean 'model'\?$"):
+        localizer(name="owlv2", modell="x")
 
 
 def test_settings_are_frozen():

@@ -153,14 +153,15 @@ def test_one_row_of_many_classes():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@given(seed=st.integers(0, 500), scale=st.sampled_from([1.0, 30.0, 300.0, 3000.0]))
-def test_rounding_never_puts_out_the_photograph_that_sets_the_threshold(dtype, seed, scale):
-    # However overconfident: logits of 3000 have true classes of e^-3000, which is no double.
-    rng = np.random.default_rng(seed)
-    belief = log_normalize((scale * rng.normal(size=(29, 5))).astype(dtype))
-    labels = rng.integers(0, 5, 29)
-    covered = fit_sets(belief, labels, np.arange(29), 0.9).members(belief)[np.arange(29), labels]
-    assert covered.sum() >= 27
+@pytest.mark.parametrize("scale", [1.0, 300.0, 3000.0])
+def test_rounding_never_puts_out_the_photograph_that_sets_the_threshold(dtype, scale):
+    # However overconfident: logits of 3000 give true classes e^-3000, which is no double.
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        belief = log_normalize((scale * rng.normal(size=(29, 5))).astype(dtype))
+        labels = rng.integers(0, 5, 29)
+        covered = fit_sets(belief, labels, np.arange(29), 0.9).members(belief)[np.arange(29), labels]
+        assert covered.sum() >= 27
 
 
 def test_single_precision_covers_its_own_photographs():

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2r2.calibration import Temperature
-from l2r2.cascade import Policy
+from l2r2.cascade import Policy, Veto
 from l2r2.config import ViewSettings
+from l2r2.conformal import PredictionSets
 from l2r2.errors import InputError
 from l2r2.fusion import Average, MaxConfidence, MaxScaledConfidence, Operator, Threshold, WeightedLogits
 from l2r2.priors import Priors, count_priors
@@ -305,6 +307,57 @@ def test_candidates_sum_to_one_and_descend():
         probabilities = [c.probability for c in answer.candidates]
         assert sum(probabilities) == pytest.approx(1.0, abs=1e-5)
         assert probabilities == sorted(probabilities, reverse=True)
+
+
+def with_policy(recognizer: Recognizer, **changes: object) -> Recognizer:
+    return replace(recognizer, policy=replace(recognizer.policy, **changes))
+
+
+def test_a_prediction_set_lists_what_the_answer_may_be():
+    recognizer = make_recognizer([[2.0, 1.5, -3.0]], [[0.0] * 3], [BOX], threshold=0.1)
+    (answer,) = with_policy(recognizer, sets=PredictionSets(0.2, 0.9)).recognize([photo(0)])
+    among = answer.prediction_set
+    assert [c.name for c in among.members] == ["class 0", "class 1"]
+    assert (among.size, among.coverage) == (2, 0.9)
+    assert among.members[0] == answer.answer
+
+
+def test_a_set_of_very_many_classes_is_cut_but_counted():
+    logits = np.linspace(0, 1e-3, 150)[None]
+    recognizer = make_recognizer(logits, logits, [BOX], threshold=0.0)
+    (answer,) = with_policy(recognizer, sets=PredictionSets(0.0, 0.9)).recognize([photo(0)])
+    assert (len(answer.prediction_set.members), answer.prediction_set.size) == (100, 150)
+    assert answer.prediction_set.members[0].index == 149
+
+
+def test_without_sets_there_is_none():
+    assert make_recognizer([SURE], [SURE], [BOX]).recognize([photo(0)])[0].prediction_set is None
+
+
+def test_a_withheld_answer_says_so_first():
+    recognizer = make_recognizer([UNSURE, SURE], [SURE, SURE], [BOX, BOX], threshold=0.8)
+    veto = Veto(np.array([False, True, False]), 0.05)
+    unsure, sure = with_policy(recognizer, veto=veto).recognize([photo(0), photo(1)])
+    assert (unsure.withheld, sure.withheld) == (True, False)
+    assert unsure.cautions[0] is Caution.HAZARD
+    assert Caution.HAZARD not in sure.cautions
+    assert unsure.answer.name == "class 0"
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_sets_and_vetoes_of_a_batch_equal_one_by_one(operator):
+    fg, full, regions = scripted(5)
+    t = operator.t if isinstance(operator, Threshold) else 0.6
+    recognizer = make_recognizer(fg, full, regions, threshold=t, operator=operator, priors=PRIORS)
+    recognizer = with_policy(recognizer, sets=PredictionSets(0.2, 0.9), veto=Veto(np.array([True, False, False]), 0.1))
+    photos, metadata = [photo(i) for i in range(8)], mixed(8)
+    batch = recognizer.recognize(photos, metadata)
+    assert {p.withheld for p in batch} == {True, False}
+    for i, together in enumerate(batch):
+        (alone,) = recognizer.recognize([photos[i]], [metadata[i]])
+        assert (together.withheld, together.cautions) == (alone.withheld, alone.cautions)
+        members = [[c.index for c in p.prediction_set.members] for p in (together, alone)]
+        assert members[0] == members[1]
 
 
 def test_an_empty_batch():

@@ -206,6 +206,15 @@ def test_a_group_counts_once_however_many_photographs_it_has():
     assert found.loss == pytest.approx(0.0025)
 
 
+def test_groups_of_one_photograph_are_judged_by_the_exact_tail():
+    # One of 60 lost: 0.9^60 + 60 · 0.1 · 0.9^59 = 0.0138; a bet on it would give 0.04.
+    losses = np.zeros((2, 60), dtype=bool)
+    losses[0, 7] = True
+    alone = certify(np.array([0.5, 1.0]), losses, np.arange(60), 0.1, 0.1)
+    assert alone.p_value == pytest.approx(0.9**60 + 60 * 0.1 * 0.9**59)
+    assert alone.p_value < p_value(losses[0].astype(float), 0.1)
+
+
 def test_nothing_certified_is_always_both_which_loses_nothing():
     losses = np.zeros((3, 10), dtype=bool)
     found = certify(np.array([0.0, 0.5, 1.0]), losses, np.arange(10), 0.01, 0.1)  # 0.99^10 = 0.90

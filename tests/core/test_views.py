@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 
 from l2r2.config import ViewSettings
 from l2r2.errors import InputError
@@ -48,6 +49,27 @@ def test_full_pad_keeps_the_aspect_ratio():
     assert np.all(square[:10] == FILL)
     assert np.all(square[21:] == FILL)
     assert [tuple(square[15, x]) for x in (2, 16, 29)] == [RED, GREEN, BLUE]
+
+
+def test_centercrop_is_the_middle_whatever_was_found():
+    photo = noise(90, 160)
+    region = Region((0, 0, 20, 20), 1.0)
+    half = settings(center_share=0.5)
+    expected = np.asarray(Image.fromarray(photo[22:67, 57:102]).resize((half.size_px,) * 2, Image.Resampling.BICUBIC))
+    for found in (region, None):
+        np.testing.assert_array_equal(render(photo, found, View.CENTERCROP, half), expected)
+
+
+def test_a_squashed_foreground_fills_the_square():
+    photo = np.zeros((100, 200, 3), np.uint8)
+    photo[40:60, 20:120] = 200
+    region = Region((20, 40, 120, 60), 1.0)
+    squashed = render(photo, region, View.FG_C, settings(margin=0.0, fg_fit="squash"))
+    padded = render(photo, region, View.FG_C, settings(margin=0.0))
+    assert (squashed == 200).all()
+    assert (padded == settings().fill_rgb).all(axis=-1).mean() == pytest.approx(0.8, abs=0.02)
+    whole = render(photo, None, View.FG_M, settings(fg_fit="squash"))
+    np.testing.assert_array_equal(whole, render(photo, None, View.FULL, settings()))
 
 
 def test_full_ignores_the_region():

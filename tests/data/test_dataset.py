@@ -158,6 +158,12 @@ def test_a_class_without_a_validation_photograph(tmp_path, table):
     refused(tmp_path, changed(table, 3, label="a"), message)
 
 
+def test_a_class_without_a_validation_photograph_may_be_allowed(tmp_path, table):
+    made = make(tmp_path, changed(table, 3, label="a"), allow_absent_in_val=True)
+    assert made.class_names == ("a", "b")
+    assert made.split("val").labels().tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("rows", "roles"), [((0, 2), "train and val"), ((0, 4), "a test set and train"), ((2, 4), "a test set and val")]
 )

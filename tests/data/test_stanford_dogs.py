@@ -216,8 +216,7 @@ def test_entities_are_not_let_grow(tmp_path, root):
     levels = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
     file = root / "Annotation" / DINGO / "n02115641_100"
     file.write_text(f'<!DOCTYPE a [<!ENTITY l0 "x">{levels}]><a><object><bndbox>&l9;</bndbox></object></a>')
-    message = f"{file} cannot be read: limit on input amplification .+; expected VOC XML with xmin, ymin, xmax, ymax of each object"
-    refused(message, root, tmp_path / "out")
+    refused(f"{file} cannot be read: limit on input amplification .+; expected VOC XML .+", root, tmp_path / "out")
 
 
 def test_the_command(tmp_path, root):

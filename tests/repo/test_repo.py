@@ -26,6 +26,17 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+DATA_SETS = (
+    "starter", "folder", "table",
+    "fungitastic", "spawrious", "dogs", "pets", "imagenet", "hard-imagenet", "counter-animal",
+)  # fmt: skip
+GROUPED = [
+    *(["data", kind] for kind in DATA_SETS),
+    *(["experiments", kind] for kind in ("list", "table", "figure", "run")),
+]
+"""Commands of a group."""
+
+
 def commands_of(text: str) -> list[list[str]]:
     """Words of every `l2r2 …` line in the shell blocks of a page, without the environment's folder."""
     blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", text, flags=re.DOTALL)
@@ -39,7 +50,7 @@ def test_readme_names_only_commands_and_flags_that_exist() -> None:
     commands = commands_of((ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(commands) >= 8
     for words in commands:
-        depth = 2 if words[0] == "data" else 1
+        depth = 2 if words[0] in {"data", "experiments"} else 1
         shown = CliRunner().invoke(build(), [*words[:depth], "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert shown.exit_code == 0, (words, shown.output)
         for flag in [word.split("=")[0] for word in words if word.startswith("--")]:
@@ -50,7 +61,7 @@ def test_every_command_has_help_with_an_example() -> None:
     app = build()
     names = [command.name or command.callback.__name__ for command in app.registered_commands]
     assert {"localize", "train", "evaluate", "compare", "bundle", "export", "serve", "recognize"} <= set(names)
-    for words in [[name] for name in names] + [["data", kind] for kind in ("starter", "folder", "table")]:
+    for words in [[name] for name in names] + GROUPED:
         shown = CliRunner().invoke(app, [*words, "--help"], env={"NO_COLOR": "1"})
         assert shown.exit_code == 0
         assert "Example" in shown.output, words
@@ -108,7 +119,8 @@ def test_the_wheel_built_from_the_sdist_is_whole(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
-        "l2r2/__init__.py", "l2r2/py.typed", "l2r2/recipes/demo.toml", "l2r2_export/py.typed",
+        "l2r2/__init__.py", "l2r2/py.typed", "l2r2/recipes/demo.toml", "l2r2/recipes/base/supervised.toml",
+        "l2r2/experiments/paper/cells.csv", "l2r2/experiments/report.html.jinja", "l2r2_export/py.typed",
         "l2r2_serving/v1/recognition_pb2.py", "l2r2_serving/py.typed",
     ):  # fmt: skip
         assert name in names

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2r2.errors import InputError
-from l2r2.types import Candidate, Caution, Explanation, Prediction, Region, Stage
+from l2r2.types import Candidate, Caution, Explanation, Prediction, PredictionSet, Region, Stage
 from l2r2_serving.answer import Answer
 from l2r2_serving.convert import CAUTIONS, STAGES, normalized, read_metadata, to_answer, to_request, to_response
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -22,6 +22,8 @@ ANSWER = Answer(
         explanation=Explanation("red", 1.0, {"FG": 0.25, "FULL": 1.0, "month": -0.25}),
         cautions=tuple(Caution),
         unrecognized=("soil",),
+        prediction_set=PredictionSet((Candidate(2, "blue", 0.75), Candidate(0, "red", 0.25)), 7, 0.9),
+        withheld=True,
         latency_ms={"decode": 1.5, "locate": 2.5},
     ),
     "tiny",
@@ -51,10 +53,11 @@ def test_an_answer_there_and_back() -> None:
 
 
 def test_what_is_absent_stays_absent() -> None:
-    bare = replace(ANSWER, prediction=replace(ANSWER.prediction, region=None, explanation=None))
+    bare = replace(ANSWER, prediction=replace(ANSWER.prediction, region=None, explanation=None, prediction_set=None))
     response = to_response(bare)
     assert not response.HasField("region")
     assert not response.HasField("explanation")
+    assert not response.HasField("prediction_set")
     again = to_answer(response).prediction
     assert again.region is None
     assert again.explanation is None

@@ -15,7 +15,7 @@ from l2r2.training.augment import Augment
 from l2r2.training.checkpoints import SafetensorsCheckpointIO
 from l2r2.training.domains import DomainClassifier, domain_loader
 from l2r2.training.objectives import OBJECTIVES
-from tests.training.test_objectives import CLASSES, SIZE, TinyNetwork
+from tests.training.environments import CLASSES, SIZE, TinyNetwork
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
