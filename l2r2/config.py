@@ -146,17 +146,18 @@ class TrainSettings(Settings):
     """package: the weights that a package ships (EfficientNet-Lite0 only); hub: timm's own; torchvision: that
     first version (V1), for resnet50 (or the file `checkpoint`, in torchvision's own names); none: random."""
     checkpoint: Path | None = None
-    """A local safetensors file to start from, before `weights`; position embeddings are resampled to the view's size."""
+    """A local safetensors file to start from, before `weights`; position embeddings are resampled to the view."""
     trainable: Literal["all", "head"] = "head"
     """head: the backbone is frozen and its features are computed once."""
     shared: bool = False
     """One encoder for all views, a head each, trained together (the paper's remark in section 4.2)."""
     objective: Objective = "erm"
-    """Anything but erm needs `environment` and trainable = "all"."""
+    """Anything but erm needs `environment`."""
     objective_settings: dict[str, float] = {}
     """The objective's own numbers, by name; its file has the defaults and their source."""
     environment: str | None = None
-    """Column of the data set that says which training environment a photograph is from."""
+    """Column of the data set that says which training environment a photograph is from; each then has an equal share of
+    a batch. Needs trainable = "all"."""
     epochs: int = Field(60, ge=1)
     patience: int = Field(10, ge=1)
     """Epochs without a better validation loss before stopping."""

@@ -89,6 +89,5 @@ def set_figures(
 def _just_below(log_threshold: float, dtype: np.dtype[np.floating]) -> float:
     """The threshold's probability, a hair lower: rounding on the way to it and back puts no class on it out."""
     if log_threshold < np.log(np.finfo(np.float64).tiny):
-        return 0.0  # too small to come back from
-    slack = 8 * float(np.finfo(dtype).eps) * max(1.0, -log_threshold)
-    return float(np.exp(log_threshold - slack))
+        return 0.0  # subnormal: too few digits to come back with
+    return float(np.exp(log_threshold) * (1.0 - 8 * float(np.finfo(dtype).eps)))

@@ -154,9 +154,9 @@ def write(
 
 
 def _environments(photographs: datasets.Dataset, settings: TrainSettings) -> np.ndarray:
-    """Of each training photograph; empty names for an objective that knows none."""
+    """Of each training photograph; empty names where the recipe knows none."""
     table = photographs.split("train").table
-    if settings.objective == "erm":
+    if settings.objective == "erm" and settings.environment is None:
         return np.full(len(table), "")
     what = f"train.objective = {settings.objective!r}"
     if settings.trainable != "all":
@@ -174,7 +174,7 @@ def _environments(photographs: datasets.Dataset, settings: TrainSettings) -> np.
 def _objective(
     trained: nn.Module, learned: Dataset[Item], environments: np.ndarray, settings: TrainSettings, seed: int
 ) -> tuple[pl.LightningModule, Iterable[Any]]:
-    if settings.objective == "erm":
+    if settings.environment is None:
         return ViewClassifier(trained, settings), loader(learned, settings.batch_size, settings.workers, seed)
     from l2r2.training.domains import DomainClassifier, domain_loader
 

@@ -56,7 +56,7 @@ def train(
             devices=1,
             precision=settings.precision,
             max_epochs=settings.epochs,
-            callbacks=[best, each, patience, _Chance(seed), _Report(on_epoch), *callbacks],
+            callbacks=[best, each, patience, _Order(batches), _Chance(seed), _Report(on_epoch), *callbacks],
             plugins=[SafetensorsCheckpointIO()],
             logger=False,
             enable_progress_bar=False,
@@ -77,6 +77,22 @@ class _Patience(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         trainer.should_stop = self.wait_count >= self.patience
+
+
+class _Order(Callback):
+    """Tells the sampler of a resumed fit its epoch before loader processes draw from it; Lightning does so too late."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._sampler: Any = getattr(batches, "sampler", None)
+
+    def on_load_checkpoint(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(checkpoint["epoch"] + 1)
 
 
 class _Chance(Callback):

@@ -155,7 +155,7 @@ def test_one_row_of_many_classes():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scale", [1.0, 300.0, 3000.0])
 def test_rounding_never_puts_out_the_photograph_that_sets_the_threshold(dtype, scale):
-    # However overconfident: logits of 3000 give true classes e^-3000, which is no double.
+    # However overconfident: at 300 some thresholds are subnormal, at 3000 they are no double at all.
     for seed in range(200):
         rng = np.random.default_rng(seed)
         belief = log_normalize((scale * rng.normal(size=(29, 5))).astype(dtype))

@@ -207,7 +207,7 @@ def test_a_group_counts_once_however_many_photographs_it_has():
 
 
 def test_groups_of_one_photograph_are_judged_by_the_exact_tail():
-    # One of 60 lost: 0.9^60 + 60 · 0.1 · 0.9^59 = 0.0138; a bet on it would give 0.04.
+    # One of 60 lost: 0.9^60 + 60 · 0.1 · 0.9^59 = 0.0138; a bet on it would give 0.032.
     losses = np.zeros((2, 60), dtype=bool)
     losses[0, 7] = True
     alone = certify(np.array([0.5, 1.0]), losses, np.arange(60), 0.1, 0.1)

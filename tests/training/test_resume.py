@@ -144,3 +144,12 @@ def test_a_truncated_checkpoint(dataset, stopped, size):
 def test_a_checkpoint_that_is_deleted_is_started_anew(dataset, uninterrupted, stopped):
     (stopped / "checkpoints" / "last.ckpt").unlink()
     assert fit(dataset, stopped, trainable="head").weights.read_bytes() == uninterrupted["head"].weights.read_bytes()
+
+
+def test_loader_processes_draw_the_resumed_epochs_order(dataset, tmp_path):
+    """They begin before Lightning tells the sampler its epoch."""
+    whole = fit(dataset, tmp_path / "whole", trainable="all", workers=1)
+    with pytest.raises(PlugPulled):
+        fit(dataset, tmp_path / "parts", trainable="all", workers=1, on_epoch=stop_at(2))
+    resumed = fit(dataset, tmp_path / "parts", trainable="all", workers=1)
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
