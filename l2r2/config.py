@@ -72,7 +72,8 @@ class DetectorSettings(Settings):
     """meta: `texts`, for every photograph; oracle: the words of the photograph's own label (an upper bound, for
     experiments only); candidates: the words of the classes that FULL finds likeliest (the paper's appendix C.1)."""
     texts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """The meta-prompts; more than one are averaged as the detector's docstring says."""
+    """The meta-prompts; more than one are averaged as the detector's docstring says. For oracle and candidates:
+    templates, {} is the words."""
     box_threshold: float = Field(0.3, ge=0, lt=1)
     """Score below which a box is nothing. Source: the nearest public code, for Grounding DINO; OWL's is about 0.1."""
     min_side: float = Field(0.01, ge=0, lt=1)
@@ -246,7 +247,7 @@ class PriorSettings(Settings):
 class SafetySettings(Settings):
     """What an answer may be used for."""
 
-    coverage: float | None = Field(0.9, gt=0, lt=1)
+    coverage: float | None = Field(0.95, gt=0, lt=1)
     """Share of photographs whose class is to be in the prediction set; None: no sets."""
     hazardous: tuple[str, ...] = ()
     """Classes that must never be decided by the background or by metadata; with those of the data set's card."""

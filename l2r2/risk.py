@@ -97,7 +97,8 @@ def p_value(losses: Losses, epsilon: float) -> float:
     mean is no smaller (log is concave), so nothing that Hoeffding refutes is missed, and much more is refuted where
     groups agree less than perfectly. The log of the product is concave and m KL convex in u, both from 0, so what is
     refuted at p is at every larger one, and the smallest p is a p-value. It needs no order of the losses, rises with
-    each of them and falls with epsilon; adaptive stakes have a little more power but none of these three.
+    each of them and falls with epsilon; stakes that adapt to the losses seen
+    so far have more power, but none of these three.
 
     Args:
         losses: Bool only if by design they could not be fractions, not because they happen to be none.

@@ -151,7 +151,8 @@ class PredictionSet:
     Attributes:
         members: Most probable first, at least one; at most `MAX_MEMBERS`.
         size: How many there are; those beyond `MAX_MEMBERS` are not listed.
-        coverage: Share of photographs like those of validation whose class is in their set, (0, 1).
+        coverage: Share of photographs like those of validation whose class is in their set, each group counting the
+            same, (0, 1).
     """
 
     members: tuple[Candidate, ...]

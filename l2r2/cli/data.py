@@ -97,7 +97,7 @@ def localize(
     Example: l2r2 localize data/starter
     """
     from l2r2.datasets import load_dataset
-    from l2r2.experiments.localizing import fill_regions, known_regions, localizer_of, make_localizer
+    from l2r2.experiments.localizing import fill_regions, known_regions, localizer_of, make_localizer, regions_key
 
     photographs = load_dataset(dataset)
     if recipe is None:
@@ -105,19 +105,20 @@ def localize(
     else:
         settings = load_recipe(find_recipe(recipe))
         localizer = localizer_of(settings) or make_localizer(settings.localizer, masks=masks)
+    key = regions_key(photographs, localizer)
     with progress_bars() as bars:
         bars.stage("locating", len(set(photographs.table["digest"])))
-        done = len(set(photographs.table["digest"]) & set(_cached(photographs, localizer.key)))
+        done = len(set(photographs.table["digest"]) & set(_cached(photographs, key)))
         bars.step(done)
         for count in fill_regions(photographs, localizer):
             done += count
             bars.step(done)
-    regions = known_regions(photographs, localizer.key)
+    regions = known_regions(photographs, key)
     found = sum(region is not None for region in regions.values())
     if as_json:
-        typer.echo(json.dumps({"localizer": localizer.key, "photographs": len(regions), "found": found}))
+        typer.echo(json.dumps({"localizer": key, "photographs": len(regions), "found": found}))
     else:
-        typer.echo(f"{localizer.key}: a region in {found} of {len(regions)} photographs")
+        typer.echo(f"{key}: a region in {found} of {len(regions)} photographs")
 
 
 def _cached(photographs: object, key: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -78,11 +80,10 @@ def fill_regions(dataset: Dataset, localizer: AnyLocalizer, images: ImageSetting
         raise ConfigError("a localizer by candidates needs FULL's answers; l2r2 train runs it after FULL")
     jobs = []
     for row, path in zip(dataset.table.iter_rows(named=True), dataset.paths(), strict=True):
-        known = row | {"words": dataset.words(row["label"] or "")}
-        if row.get("mask") is not None:
-            known["mask"] = str((dataset.card.root or dataset.folder) / row["mask"])
+        words = "" if row["label"] is None else dataset.words(row["label"])
+        known = row | {"words": words, "folder": dataset.card.root or dataset.folder}
         jobs.append((row["digest"], partial(_find, localizer, path, known, images)))
-    yield from region_cache(dataset, localizer.key).fill(jobs, workers=os.cpu_count() or 1)
+    yield from region_cache(dataset, regions_key(dataset, localizer)).fill(jobs, workers=os.cpu_count() or 1)
 
 
 def _find(
@@ -92,6 +93,21 @@ def _find(
     if isinstance(localizer, InformedLocalizer):
         return localizer.locate_known(photo, row)
     return localizer.locate([photo])[0]
+
+
+def regions_key(dataset: Dataset, localizer: AnyLocalizer) -> str:
+    """Changes whenever the regions may: with the localizer, and with what an informed one is told of the data set."""
+    if not isinstance(localizer, InformedLocalizer):
+        return localizer.key
+    told = hashlib.sha256()
+    root = dataset.card.root or dataset.folder
+    columns = [c for c in ("digest", "label", "box_x0", "box_y0", "box_x1", "box_y1") if c in dataset.table.columns]
+    told.update(dataset.table.select(columns).write_csv().encode())
+    told.update(json.dumps([dataset.words(name) for name in dataset.class_names]).encode())
+    for mask in dataset.table["mask"].drop_nulls() if "mask" in dataset.table.columns else ():
+        path = root / mask
+        told.update(path.read_bytes() if path.is_file() else b"missing")
+    return f"{localizer.key}-{told.hexdigest()[:12]}"
 
 
 def known_regions(dataset: Dataset, localizer_key: str) -> Mapping[str, Region | None]:

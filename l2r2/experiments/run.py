@@ -18,7 +18,7 @@ from l2r2.experiments.by_candidates import by_candidates, report_candidates
 from l2r2.experiments.candidates import Candidates
 from l2r2.experiments.children import LOGITS, Progress, Workshop, digest
 from l2r2.experiments.experiment import Context, save_experiment
-from l2r2.experiments.localizing import WITHOUT_REGIONS, AnyLocalizer, fill_regions, known_regions
+from l2r2.experiments.localizing import WITHOUT_REGIONS, AnyLocalizer, fill_regions, known_regions, regions_key
 from l2r2.experiments.pairs import Pair, background, foreground, untrained_pair
 from l2r2.experiments.report import report
 from l2r2.experiments.splits import Member, load_splits
@@ -52,7 +52,8 @@ def run_experiment(
         raise ConfigError('fusion.fit_on = "crossfit" trains a classifier a view; it cannot go with train.shared')
     if localizer is None and set(recipe.views) - WITHOUT_REGIONS:
         raise ConfigError(f"recipe {recipe.name} has views that need a region and there is no localizer")
-    key = digest(recipe.model_dump_json(), dataset.digest, localizer.key if localizer else "", __version__)
+    located_by = regions_key(dataset, localizer) if localizer else ""
+    key = digest(recipe.model_dump_json(), dataset.digest, located_by, __version__)
     found = store.finished(recipe.name, {"kind": "experiment", "key": key})
     if found is not None:
         return Done(found, reused=True)
@@ -119,15 +120,16 @@ def _workshop(
     if recipe.vlm is None and dataset.card.classes is not None:
         raise ConfigError(f"{dataset.folder} has test sets only; nothing to train on, take a recipe with [vlm]")
     regions: Mapping[str, Region | None] = dict.fromkeys(dataset.table["digest"])
-    if localizer is not None and not isinstance(localizer, CandidateLocalizer):
+    located = None if isinstance(localizer, CandidateLocalizer) else localizer
+    if located is not None:
         total = dataset.table["digest"].n_unique()
         progress.stage("locating", total)
         done = 0
-        for count in fill_regions(dataset, localizer, recipe.images):
+        for count in fill_regions(dataset, located, recipe.images):
             done += count
             progress.step(done)
         progress.step(total)
-        regions = known_regions(dataset, localizer.key)
+        regions = known_regions(dataset, regions_key(dataset, located))
     vlm = None
     if recipe.vlm is None:
         settings = view_settings(recipe.train.model, recipe.view)
@@ -142,7 +144,7 @@ def _workshop(
         settings=settings,
         vlm=vlm,
         regions=regions,
-        regions_key="none" if localizer is None or isinstance(localizer, CandidateLocalizer) else localizer.key,
+        regions_key="none" if located is None else regions_key(dataset, located),
         store=store,
         parent=run,
         work=work,

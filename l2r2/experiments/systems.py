@@ -102,8 +102,8 @@ def fit_systems(
     """Fit every system on train and validation; test sets are not looked at.
 
     With the gate's rule "risk" half of validation's groups fit temperatures, operators and priors, and the other half
-    certifies the gate and the prediction sets: only so does their guarantee hold exactly. With the other rules all of
-    validation does both.
+    certifies the gate: only so does its guarantee hold exactly. Prediction sets take that half too; as the gate was
+    chosen on it, their coverage is exact but for that one number. With the other rules all of validation does both.
 
     Args:
         hazardous: Which classes the veto is about; None: none.

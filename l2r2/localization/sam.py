@@ -77,7 +77,7 @@ def load_segmenter(settings: SegmenterSettings) -> Segmenter:
     model = sam_model_registry[settings.model]()
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:  # other sizes; keys or values that are no weights
+    except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise ArtifactError(f"{settings.checkpoint} is no SAM {settings.model}: {first}; set segmenter.model") from None
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,6 +98,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"SAM's checkpoint {path} cannot be read: {reason}; give segmenter.checkpoint") from None
-    if not isinstance(state, dict):
-        raise ArtifactError(f"{path} holds no weights; expected SAM's published checkpoint")
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ArtifactError(
+            f"{path} holds no named weights; expected SAM's published checkpoint; give segmenter.checkpoint"
+        )
     return state

@@ -164,6 +164,13 @@ def test_rounding_never_puts_out_the_photograph_that_sets_the_threshold(dtype, s
         assert covered.sum() >= 27
 
 
+def test_rounding_never_puts_out_the_class_that_sets_the_threshold():
+    # Of 20,000 doubles up to 0.5 about six do not come back from logarithm to probability and back.
+    for p in 0.5 * np.random.default_rng(6).random(20_000):
+        belief = np.log(np.array([[p, 1 - p]]))
+        assert fit_sets(belief, np.zeros(1, dtype=int), np.zeros(1), 0.4).members(belief)[0, 0]
+
+
 def test_single_precision_covers_its_own_photographs():
     belief, labels = drawn(np.random.default_rng(4), 50)
     belief = belief.astype(np.float32)

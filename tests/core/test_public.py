@@ -22,12 +22,15 @@ def test_all_lists_every_public_name(path):
         alias.asname for node in body if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname
     ]
     defined = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    defined += [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
     public = [name for name in exported + defined if not name.startswith("_")]
     if not public:
         return
     module = importlib.import_module(".".join(path.parent.relative_to(PACKAGE.parent).parts))
     assert sorted(module.__all__) == sorted(public)
-    assert list(module.__all__) == sorted(module.__all__, key=lambda name: (name[0].islower(), name))
+    assert list(module.__all__) == sorted(
+        module.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name)
+    )
 
 
 @pytest.mark.parametrize("name", l2r2.__all__)

@@ -118,16 +118,19 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("change", ["less", "numbered"])
-def test_weights_of_another_model_are_named(tmp_path, monkeypatch, sam, change):
+def test_weights_of_another_size_are_named(tmp_path, monkeypatch, sam):
     import segment_anything
 
     monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", small_sam)
     state = sam.state_dict()
-    if change == "less":
-        state.pop(next(iter(state)))
-    else:
-        state = dict(enumerate(state.values()))
+    state.pop(next(iter(state)))
     torch.save(state, tmp_path / "sam.pth")
     with pytest.raises(ArtifactError, match=r"is no SAM vit_b: .*; set segmenter\.model"):
+        load_segmenter(SegmenterSettings(model="vit_b", checkpoint=tmp_path / "sam.pth"))
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {0: torch.zeros(1)}])
+def test_a_file_without_names_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "sam.pth")
+    with pytest.raises(ArtifactError, match=r"sam\.pth holds no named weights; .*; give segmenter\.checkpoint$"):
         load_segmenter(SegmenterSettings(model="vit_b", checkpoint=tmp_path / "sam.pth"))

@@ -49,7 +49,7 @@ def test_a_box_is_clipped_to_the_photograph():
 
 def test_a_mask_of_another_scale_is_scaled_by_the_nearest_pixel(tmp_path):
     half = np.zeros((20, 30), np.uint8)
-    half[5:10, 15:20] = 1
+    half[5:10, 15:20] = 255
     region = MASKS.locate_known(PHOTO, saved(tmp_path / "m.png", half))
     np.testing.assert_array_equal(region.mask, half.repeat(2, axis=0).repeat(2, axis=1) > 0)
     assert region.box_xyxy_px == (30, 10, 40, 20)

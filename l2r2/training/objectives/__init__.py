@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from l2r2.config import Objective as Name
-from l2r2.training.objectives.base import Batch, Descent, Network, Objective, Rehearsal, Step, check_numbers
+from l2r2 import config
+from l2r2.training.objectives.base import Batch as Batch
+from l2r2.training.objectives.base import Descent as Descent
+from l2r2.training.objectives.base import Network as Network
+from l2r2.training.objectives.base import Objective as Objective
+from l2r2.training.objectives.base import Rehearsal as Rehearsal
+from l2r2.training.objectives.base import Step as Step
+from l2r2.training.objectives.base import check_numbers
 from l2r2.training.objectives.causirl import CausIRL
 from l2r2.training.objectives.coral import Coral
 from l2r2.training.objectives.erm import ERM
@@ -24,7 +30,7 @@ from l2r2.training.objectives.w2d import W2D
 
 __all__ = ["OBJECTIVES", "Batch", "Descent", "Network", "Objective", "Rehearsal", "Step", "make_objective"]
 
-OBJECTIVES: Mapping[Name, type[Objective]] = {
+OBJECTIVES: Mapping[config.Objective, type[Objective]] = {
     "erm": ERM,
     "groupdro": GroupDRO,
     "mixup": Mixup,
@@ -41,7 +47,7 @@ OBJECTIVES: Mapping[Name, type[Objective]] = {
 
 
 def make_objective(
-    name: Name, settings: Mapping[str, float], environments: int, *, label_smoothing: float = 0.0
+    name: config.Objective, settings: Mapping[str, float], environments: int, *, label_smoothing: float = 0.0
 ) -> Objective:
     """An objective with its numbers; those not given are its defaults.
 
