@@ -174,12 +174,12 @@ def _paired(what: str, split: Split, paper: Bool[np.ndarray, " n"], ours: Bool[n
 
 def cells(line: Line) -> tuple[str, ...]:
     """What, set, the paper's way, ours, difference with its 95 % interval by group, n; as text, in % and points."""
-    scale = 1.0 if line.what.startswith("classes") else 100.0
-    paper = "" if line.paper is None else f"{scale * line.paper:.1f}"
+    counted = line.what.startswith("classes")
+    paper, ours = ("" if v is None else f"{v:.2f}" if counted else f"{100 * v:.1f}" for v in (line.paper, line.ours))
     gain = ""
     if line.gain is not None:
         gain = f"{100 * line.gain.value:+.1f} ({100 * line.gain.low:+.1f} … {100 * line.gain.high:+.1f})"
-    return line.what, line.split, paper, f"{scale * line.ours:.1f}", gain, str(line.n)
+    return line.what, line.split, paper, ours, gain, str(line.n)
 
 
 def markdown(lines: Sequence[Line]) -> str:
