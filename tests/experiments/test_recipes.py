@@ -93,7 +93,8 @@ def makes(recipe: Recipe, system: str) -> bool:
     if system.endswith("×2"):
         return system.removesuffix("×2") in views and len(recipe.train.seeds) > 1
     if "+" in system:
-        view, source = system.split("+")
+        view, source = system.removesuffix(", df20").split("+")
+        source = source.removeprefix("shuffled ")
         return view in views and source in recipe.prior.sources
     found = re.fullmatch(r"(?:Oracle |)(\w+?)(?:⊕(max|smax|R|avg|wavg|FC|WL|\*)|) (\w+)", system)
     return found is not None and {found[1], found[3]} <= views and (recipe.vlm is None or found[2] == "max")
@@ -104,6 +105,7 @@ def test_a_system_that_a_recipe_cannot_make_is_noticed() -> None:
     assert not makes(RECIPE_OF["hard-imagenet"], "FG_M")
     assert not makes(RECIPE_OF["spawrious-resnet50-timm-distorted"], "FG_C⊕R BG_S")
     assert not makes(RECIPE_OF["fungi"], "FULL+latitude")
+    assert not makes(RECIPE_OF["fungi"], "FULL+shuffled latitude")
     assert not makes(RECIPE_OF["fungi"], "FG_C⊕sum FULL")
 
 

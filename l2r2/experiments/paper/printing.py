@@ -53,6 +53,8 @@ def as_values(filled: Filled) -> dict[str, Any]:
 
 
 def _cell(cell: Mapping[str, Any]) -> str:
+    if cell["value"] is None:  # ours alone
+        return "—" if cell["ours"] is None else _spread(cell["ours"], cell["ours_std"])
     paper = f"paper {_spread(cell['value'], cell['std'])}"
     if cell["ours"] is None:
         return f"— ({paper})"
