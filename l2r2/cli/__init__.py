@@ -14,17 +14,6 @@ from l2r2.errors import L2R2Error
 
 __all__ = ["build", "main"]
 
-app = typer.Typer(
-    name="l2r2",
-    help="Localize to Recognize Robustly: photographs in, calibrated answers out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-@app.callback(invoke_without_command=True)
 def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
@@ -39,9 +28,17 @@ def _root(
 
 def build() -> typer.Typer:
     """The app with every command, those of the other packages (entry points `l2r2.commands`) included."""
-    data.register(app)
-    experiments.register(app)
-    paper.register(app)
+    app = typer.Typer(
+        name="l2r2",
+        help="Localize to Recognize Robustly: photographs in, calibrated answers out.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for part in (data, experiments, paper):
+        part.register(app)
     for point in sorted(entry_points(group="l2r2.commands"), key=lambda p: p.name):
         point.load()(app)
     return app
