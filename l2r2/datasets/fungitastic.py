@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageOps
 
+from l2r2.datasets.copies import with_digests
 from l2r2.datasets.dataset import Card, Dataset, make_dataset
+from l2r2.datasets.masks import fit_mask, keep_sources, save_mask
 from l2r2.errors import DatasetError
-from l2r2.files import sha256, whole_folder
-from l2r2.localization.boxes import mask_box
+from l2r2.files import whole_folder
 from l2r2.localization.truth import BOX
 from l2r2.types import Mask
 
@@ -25,12 +25,6 @@ METADATA = ("habitat", "substrate", "month")
 
 NOTES = ("metaSubstrate", "latitude", "longitude", "elevation", "biogeographicalRegion")
 """Columns that are kept, where they are there, but are no metadata sources."""
-
-ASPECT_TOLERANCE = 0.02
-"""A mask may be of another scale than its photograph, but of the same shape, up to rounding."""
-
-ORIENTATION = 0x0112
-"""EXIF tag: how a photograph's stored pixels are to be turned."""
 
 _SPLITS = {"train": "Train", "val": "Val", "test": "Test", "dna": "DNA-Test"}
 _FOLDERS = {"train": "train", "val": "val", "test": "test", "dna": "test"}
@@ -82,63 +76,6 @@ def from_fungitastic(root: Path, out: Path, *, size: str = "500p", seed: int = 0
     )
     table = table.select([c for c in kept if c in table.columns])
     return make_dataset(out, card, table, allow_absent_in_val=True)  # of 215 species, val has 196
-
-
-def with_digests(root: Path, table: pl.DataFrame) -> pl.DataFrame:
-    """Add the column digest.
-
-    Raises:
-        DatasetError: photographs are missing; the message counts them and names the first.
-    """
-    missing = [path for path in table["path"] if path is None or not (root / path).is_file()]
-    if missing:
-        raise DatasetError(f"{len(missing)} of {len(table)} photographs are missing, first {root / str(missing[0])}")
-    return table.with_columns(digest=pl.Series([sha256(root / path) for path in table["path"]], dtype=pl.String))
-
-
-def keep_sources(target: Path, sources: Sequence[Path]) -> None:
-    """Refuse to replace a folder in which something lies that is still to be read.
-
-    Raises:
-        DatasetError: a source is in `target`.
-    """
-    for source in sources:
-        if source.resolve().is_relative_to(target.resolve()):
-            raise DatasetError(
-                f"{source} lies in {target}, which is written anew; choose another folder for the data set"
-            )
-
-
-def fit_mask(mask: Mask, photo: Path) -> Mask:
-    """Bring a mask of the stored pixels, at any scale, to the frame of the upright photograph.
-
-    Of the photograph only the header is read.
-
-    Raises:
-        DatasetError: the photograph cannot be read, or is of another shape than its mask.
-    """
-    try:
-        with Image.open(photo) as image:
-            size, turn = image.size, image.getexif().get(ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{photo} cannot be read: {error}; get it again") from None
-    drawn = Image.fromarray(mask)
-    if drawn.size != size:
-        if abs(drawn.width * size[1] / (drawn.height * size[0]) - 1) > ASPECT_TOLERANCE:
-            raise DatasetError(
-                f"the mask of {photo} is {drawn.width}×{drawn.height}, the photograph {size[0]}×{size[1]}; "
-                "expected one shape"
-            )
-        drawn = drawn.resize(size, Image.Resampling.NEAREST)
-    drawn.getexif()[ORIENTATION] = turn
-    return np.asarray(ImageOps.exif_transpose(drawn))
-
-
-def save_mask(mask: Mask, path: Path) -> dict[str, float | None]:
-    """Write a black and white PNG; gives the columns of its box, null where nothing is white."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask).save(path)
-    return dict(zip(BOX, mask_box(mask) or (None,) * len(BOX), strict=True))
 
 
 def decode_mask(rle: str | Sequence[int], width: int, height: int) -> Mask:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageOps
+from PIL import Image
 
+from l2r2.datasets.copies import keep_apart
 from l2r2.datasets.dataset import Card, Dataset, make_dataset
-from l2r2.datasets.imagenet import class_folders, keep_apart
+from l2r2.datasets.imagenet import class_folders
+from l2r2.datasets.masks import fit_mask, keep_sources
 from l2r2.datasets.wordnet import WNID, class_words, lemmas
 from l2r2.errors import DatasetError
 from l2r2.files import sha256, whole_folder
@@ -22,12 +23,6 @@ VAL_SHARE = 0.1
 
 MAX_PICKLE_BYTES = 1 << 20
 """The published files hold a thousand short words at most."""
-
-ASPECT_TOLERANCE = 0.02
-"""A mask may be of another scale than its photograph, but of the same shape, up to rounding."""
-
-ORIENTATION = 0x0112
-"""EXIF tag: how a photograph's stored pixels are to be turned."""
 
 
 def from_hard_imagenet(
@@ -59,7 +54,7 @@ def from_hard_imagenet(
     Source: the paper, appendix A; Moayeri et al. 2022 (Hard ImageNet).
     """
     sources = [folder for folder in (imagenet, masks, long_tail, constant) if folder is not None]
-    _keep_sources(out / "masks", [*sources, *map(_masks_of, sources)])
+    keep_sources(out / "masks", [*sources, *map(_masks_of, sources)])
     published = _published_masks(masks)
     wnids = _classes(masks, {name[: name.index("_")] for _, name in published})
     words = class_words(wnids)
@@ -80,15 +75,6 @@ _SPLITS = {"train": "train", "val": "test"}
 
 def _masks_of(folder: Path) -> Path:
     return folder.with_name(folder.name + "_masks")
-
-
-def _keep_sources(target: Path, sources: Iterable[Path]) -> None:
-    """The folder of written masks is replaced as a whole, so nothing else may lie in it."""
-    for source in sources:
-        if source.resolve().is_relative_to(target.resolve()):
-            raise DatasetError(
-                f"{source} lies in {target}, which is written anew; choose another folder for the data set"
-            )
 
 
 def _published_masks(masks: Path) -> dict[tuple[str, str], Path]:
@@ -221,23 +207,13 @@ def _binary_masks(root: Path, table: pl.DataFrame, target: Path) -> pl.DataFrame
 def _binary(path: Path, photo: Path) -> Image.Image | None:
     """Black and white, in the frame of the upright photograph; None: the file is that already."""
     try:
-        with Image.open(photo) as image:
-            size, turn = image.size, image.getexif().get(ORIENTATION, 1)
         with Image.open(path) as image:
             grey = np.asarray(image.convert("L"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"mask {path} or its photograph {photo} cannot be read: {error}; get them again") from None
+        raise DatasetError(f"mask {path} cannot be read: {error}; get it again") from None
     is_png = path.suffix.lower() == ".png"
     white = 1 if is_png and grey.max(initial=0) <= 1 else 255
-    mask = grey > white / 2
-    if is_png and turn == 1 and grey.shape == size[::-1] and np.array_equal(mask, grey > 0):
+    fitted = fit_mask(grey > white / 2, photo)
+    if is_png and np.array_equal(fitted, grey > 0):
         return None
-    drawn = Image.fromarray(mask)
-    if drawn.size != size:
-        if abs(drawn.width * size[1] / (drawn.height * size[0]) - 1) > ASPECT_TOLERANCE:
-            raise DatasetError(
-                f"mask {path} is {drawn.width}×{drawn.height}, its photograph {size[0]}×{size[1]}; expected one shape"
-            )
-        drawn = drawn.resize(size, Image.Resampling.NEAREST)
-    drawn.getexif()[ORIENTATION] = turn
-    return ImageOps.exif_transpose(drawn)
+    return Image.fromarray(fitted)

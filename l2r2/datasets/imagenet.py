@@ -8,8 +8,8 @@ from typing import Literal
 
 import polars as pl
 
+from l2r2.datasets.copies import keep_apart
 from l2r2.datasets.dataset import Card, Dataset, make_dataset
-from l2r2.datasets.split import hold_out
 from l2r2.datasets.wordnet import class_words, imagenet_wnids
 from l2r2.errors import DatasetError
 from l2r2.files import sha256
@@ -18,10 +18,6 @@ from l2r2.images import SUFFIXES
 CleanRule = Literal["agree", "single"]
 
 CLEAN_COLUMNS = ("id", "original_label", "proposed_labels")
-
-MAX_COPIED = 0.05
-"""Share of the test photographs that train may hold copies of; they are left out of train. Of ImageNet's own 50,000,
-797 are in train, each under another label (Kisel et al. 2024, arXiv:2412.00076); more is a mistake in the folders."""
 
 
 def from_imagenet(
@@ -112,31 +108,6 @@ def class_folders(root: Path, folder: str, split: str, only: Collection[str] | N
     return pl.DataFrame({"path": paths, "label": labels, "group": digests, "digest": digests}).with_columns(
         split=pl.lit(split)
     )
-
-
-def keep_apart(table: pl.DataFrame, val_share: float, seed: int) -> tuple[pl.DataFrame, int]:
-    """Leave out of train what a test set has too, then hold val out of it; copies of a photograph stay together.
-
-    A photograph that train has under several labels stays in train. Test sets are never changed, so that figures
-    compare with published ones.
-
-    Returns:
-        The table, and how many rows were left out.
-    Raises:
-        DatasetError: more than `MAX_COPIED` of the test photographs are in train, or a class has one photograph there.
-    """
-    is_train = pl.col("split") == "train"
-    tests = set(table.filter(~is_train)["digest"])
-    copied = tests & set(table.filter(is_train)["digest"])
-    if len(copied) > MAX_COPIED * len(tests):
-        raise DatasetError(
-            f"{len(copied)} of {len(tests)} test photographs are in train too; expected at most {MAX_COPIED:.0%}, "
-            "the published folders have a few copies, look for a test folder that was copied into train"
-        )
-    apart = table.filter(~(is_train & pl.col("digest").is_in(list(copied))))
-    several = is_train & (pl.col("label").n_unique().over("digest", "split") > 1)
-    held = hold_out(apart.filter(~several), val_share, seed)
-    return pl.concat([held, apart.filter(several)]), len(table) - len(apart)
 
 
 def _same_classes(root: Path, train: set[str], val: set[str]) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from l2r2.datasets.copies import keep_apart, with_digests
 from l2r2.datasets.dataset import Card, Dataset, make_dataset
-from l2r2.datasets.fungitastic import fit_mask, keep_sources, save_mask, with_digests
-from l2r2.datasets.imagenet import keep_apart
+from l2r2.datasets.masks import fit_mask, keep_sources, save_mask
 from l2r2.errors import DatasetError
 from l2r2.files import whole_folder
 from l2r2.localization.truth import BOX

@@ -7,9 +7,8 @@ from typing import Literal
 
 import polars as pl
 
+from l2r2.datasets.copies import keep_apart, with_digests
 from l2r2.datasets.dataset import Card, Dataset, make_dataset
-from l2r2.datasets.fungitastic import with_digests
-from l2r2.datasets.imagenet import keep_apart
 from l2r2.errors import DatasetError
 
 Variant = Literal["97", "100"]

@@ -9,9 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import polars as pl
 
+from l2r2.datasets.copies import keep_apart, with_digests
 from l2r2.datasets.dataset import Card, Dataset, make_dataset
-from l2r2.datasets.fungitastic import with_digests
-from l2r2.datasets.imagenet import keep_apart
 from l2r2.errors import DatasetError
 from l2r2.localization.truth import BOX
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from l2r2.config import TruthSettings
 from l2r2.datasets import load_dataset
-from l2r2.datasets.fungitastic import decode_mask, fit_mask, from_fungitastic
+from l2r2.datasets.fungitastic import decode_mask, from_fungitastic
+from l2r2.datasets.masks import fit_mask
 from l2r2.errors import DatasetError
 from l2r2.images import read
 from l2r2.localization.truth import TruthLocalizer

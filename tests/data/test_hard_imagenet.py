@@ -133,7 +133,8 @@ def test_a_mask_of_another_scale_is_brought_to_its_photograph(tmp_path, layout):
 
 def test_a_mask_of_another_shape(tmp_path, layout):
     mask = replace_first_mask(layout, halves(255, 0, (20, 24)))
-    refused(f"mask {mask} is 20×24, its photograph 24×20; expected one shape", layout, tmp_path)
+    photo = layout[0] / "val" / SKI / mask.name.removeprefix(f"{SKI}_").replace(".png", ".JPEG")
+    refused(f"the mask of {photo} is 20×24, the photograph 24×20; expected one shape", layout, tmp_path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -153,7 +154,7 @@ def test_a_mask_is_turned_as_its_photograph_is(tmp_path, layout, orientation):
 def test_a_damaged_mask(tmp_path, layout):
     mask = layout[1] / "val" / f"{SKI}_ILSVRC2012_val_00000011.JPEG"
     mask.write_bytes(mask.read_bytes()[:100])
-    with pytest.raises(DatasetError, match=rf"^mask {re.escape(str(mask))} or its photograph .*; get them again$"):
+    with pytest.raises(DatasetError, match=rf"^mask {re.escape(str(mask))} cannot be read: .*; get it again$"):
         make(layout, tmp_path)
     assert not (tmp_path / "out" / "masks").exists()
 

@@ -26,8 +26,8 @@ SCHEMA = {
     "note": pl.String,
 }
 """Columns of `cells.csv`: row and column as the paper labels them; value and std in %, as the paper prints them. Split
-"mean" is the mean of the cells to its left; it has no recipe, data set or metric. A cell without a value is a control of
-ours, which the paper does not print. The note says where the paper contradicts itself."""
+"mean" is the mean of the cells to its left; it has no recipe, data set or metric. A cell without a value is a control
+of ours, which the paper does not print. The note says where the paper contradicts itself."""
 
 MEAN = "mean"
 

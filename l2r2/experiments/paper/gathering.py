@@ -9,6 +9,7 @@ import polars as pl
 
 from l2r2.experiments.paper.cells import MEAN, TITLES, Need, paper_table, table_needs
 from l2r2.experiments.report import RESULTS
+from l2r2.experiments.results import SCHEMA
 from l2r2.tracking import Store
 
 KEY = ["recipe", "dataset", "system", "split", "metric"]
@@ -46,7 +47,7 @@ def gather(store: Store, number: int) -> Filled:
     needs = table_needs(number)
     runs = tracked(store, needs)
     frames = [_ours(need, pl.read_parquet(store.download(run_id, RESULTS))) for need, run_id in runs.items()]
-    found = pl.concat(frames) if frames else _ours(Need("", ""), pl.DataFrame(schema=_RESULTS))
+    found = pl.concat(frames) if frames else _ours(Need("", ""), pl.DataFrame(schema=SCHEMA))
     cells = paper_table(number).join(found, on=KEY, how="left", maintain_order="left")
     cells = _with_means(cells).with_columns(difference=pl.col("ours") - pl.col("value"))
     return Filled(number, cells, runs, [need for need in needs if need not in runs])
@@ -56,17 +57,6 @@ def tracked(store: Store, needs: Iterable[Need]) -> dict[Need, str]:
     """The newest finished run of each experiment that has one."""
     runs = {need: store.finished(need.recipe, {"kind": "experiment", "dataset": need.dataset}) for need in needs}
     return {need: run_id for need, run_id in runs.items() if run_id is not None}
-
-
-_RESULTS = {
-    "split": pl.String,
-    "system": pl.String,
-    "seed": pl.Int64,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "n": pl.Int64,
-}
-"""What is read of `tables/results.parquet`; value in [0, 1]."""
 
 
 def _ours(need: Need, results: pl.DataFrame) -> pl.DataFrame:
