@@ -14,6 +14,7 @@ from l2r2.errors import L2R2Error
 
 __all__ = ["build", "main"]
 
+
 def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
