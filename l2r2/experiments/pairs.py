@@ -101,6 +101,13 @@ def untrained_pair(first: Member, second: Member, fallback: Member | None) -> Pa
     return Pair(first, second, fallback, ones, {"max": MaxConfidence()}, "max")
 
 
+def untrained_answers(pair: Pair, split: Split) -> dict[str, LogProbs]:
+    """FG, FULL, ⊕max and every other view of a split, by the names that tables use; pair is FG with FULL."""
+    own = {pair.first: "FG", pair.second: "FULL"}
+    found = {own.get(member, str(member[0])): log_normalize(logits) for member, logits in split.logits.items()}
+    return found | {"FG⊕max FULL": pair.fuse("max", split)}
+
+
 def foreground(views: tuple[View, ...]) -> View | None:
     """The foreground view that fusions and the cascade take: the recipe's first."""
     return next((view for view in views if view in {View.FG_C, View.FG_M}), None)

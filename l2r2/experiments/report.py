@@ -9,13 +9,15 @@ import polars as pl
 
 from l2r2.experiments import better, figures, html, sheets, tables
 from l2r2.experiments.children import Workshop
-from l2r2.experiments.pairs import Pair
+from l2r2.experiments.pairs import Pair, untrained_answers
 from l2r2.experiments.results import per_class, results
 from l2r2.experiments.splits import CROSSFIT, Split
 from l2r2.experiments.systems import Systems
 from l2r2.files import write_table, write_text
 from l2r2.fusion import WeightedLogits
+from l2r2.logspace import LogProbs
 from l2r2.tracking import Run, provenance
+from l2r2.types import View
 
 PREDICTIONS, ACCURACY, BETTER = "tables/predictions.parquet", "tables/accuracy.md", "tables/better.md"
 REPORT = "report.html"
@@ -33,7 +35,7 @@ def report(
     """Write everything into `folder` and keep it with the run.
 
     Args:
-        systems: None where nothing was fitted; then there are results and nothing else.
+        systems: None where nothing was fitted; then there are results, sheets of ⊕max and their page.
         untrained: Pairs fused by ⊕max alone.
     """
     names = shop.dataset.class_names
@@ -47,7 +49,9 @@ def report(
         figures.weights_of_wl(weights, folder / "figures" / "wl-weights.png")
     for name in made:
         run.file(folder / name, "tables")
-    if systems is not None:
+    if systems is None:
+        _show(run, folder, shop, next((p for p in untrained if p.second[0] is View.FULL), None), splits)
+    else:
         _judge(run, folder, shop, systems, splits)
 
 
@@ -89,14 +93,12 @@ def _judge(run: Run, folder: Path, shop: Workshop, systems: Systems, splits: Map
     for name in sets:
         answers = systems.answers(splits[name])
         figures.confusion_matrices(answers, splits[name], dataset.class_names, made / f"confusion-{name}.png")
-        for sheet, chosen in sheets.choices(systems, answers, splits[name]).items():
-            place = made / f"{sheet}-{name}.png"
-            sheets.sheet(dataset, shop.regions, answers, splits[name], chosen, sheet, place)
+        _sheets(shop, answers, splits[name], made, systems)
     for path in sorted(made.glob("*.png")):
         run.file(path, "figures")
     page = html.page(
         title=shop.recipe.name,
-        facts=_facts(run, shop, systems),
+        facts=_facts(run, shop) | _fitted(shop, systems),
         accuracy=tables.accuracies(table),
         sets=[*sets, "val"],
         lines=lines,
@@ -108,10 +110,32 @@ def _judge(run: Run, folder: Path, shop: Workshop, systems: Systems, splits: Map
     run.file(folder / REPORT)
 
 
-def _facts(run: Run, shop: Workshop, systems: Systems) -> dict[str, str]:
-    dataset, policy, priors = shop.dataset, systems.policy, systems.priors
+def _show(run: Run, folder: Path, shop: Workshop, pair: Pair | None, splits: Mapping[str, Split]) -> None:
+    """Sheets and the page of a run in which nothing was fitted."""
+    made = folder / "figures"
+    for name, split in splits.items():
+        if pair is not None and name not in {"train", CROSSFIT}:
+            _sheets(shop, untrained_answers(pair, split), split, made)
+    pictures = sorted(made.glob("*.png"))
+    for path in pictures:
+        run.file(path, "figures")
+    results_table = pl.read_parquet(folder / RESULTS)
+    page = html.page(shop.recipe.name, _facts(run, shop), {}, [], [], results_table, pictures, simulated=False)
+    write_text(folder / REPORT, page)
+    run.file(folder / REPORT)
+
+
+def _sheets(
+    shop: Workshop, answers: Mapping[str, LogProbs], split: Split, made: Path, systems: Systems | None = None
+) -> None:
+    for name, chosen in sheets.choices(answers, split, systems).items():
+        place = made / f"{name}-{split.name}.png"
+        sheets.sheet(shop.dataset, shop.regions, answers, split, chosen, name, place)
+
+
+def _facts(run: Run, shop: Workshop) -> dict[str, str]:
+    dataset = shop.dataset
     sizes = dict(dataset.table["split"].value_counts(sort=True).iter_rows())
-    cap = "none" if priors.cap is None else f"{priors.cap:g} nats"
     return {
         "run": run.id,
         "data set": f"{dataset.card.name} {dataset.digest}, {len(dataset.class_names)} classes",
@@ -119,8 +143,19 @@ def _facts(run: Run, shop: Workshop, systems: Systems) -> dict[str, str]:
         "classifier": shop.recipe.train.model if shop.recipe.vlm is None else shop.recipe.vlm.model,
         "views": ", ".join(shop.recipe.views),
         "localizer": shop.regions_key,
+        **{name: value for name, value in provenance().items() if name.startswith(("git", "version.torch", "python"))},
+    }
+
+
+def _fitted(shop: Workshop, systems: Systems) -> dict[str, str]:
+    policy, priors = systems.policy, systems.priors
+    cap = "none" if priors.cap is None else f"{priors.cap:g} nats"
+    sets = (
+        "none" if policy.sets is None else f"{100 * policy.sets.coverage:g} % coverage, p ≥ {policy.sets.threshold:.3f}"
+    )
+    return {
         "gate": f"{policy.threshold:.3f}, rule {shop.recipe.gate.rule}; then {policy.operator.name}",
         "temperatures": ", ".join(f"{stage} {t.values.mean():.3f}" for stage, t in policy.temperatures.items()),
         "prior": f"α {priors.alpha:g}, λ {priors.strength:.3f}, cap {cap}; {', '.join(priors.tables) or 'no sources'}",
-        **{name: value for name, value in provenance().items() if name.startswith(("git", "version.torch", "python"))},
+        "prediction sets": sets,
     }

@@ -27,8 +27,15 @@ TITLES = {
 }
 
 
-def choices(systems: Systems, answers: Mapping[str, LogProbs], split: Split) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Sheet → which photographs of the split belong on it. Sheets that make no sense for the recipe are left out."""
+def choices(
+    answers: Mapping[str, LogProbs], split: Split, systems: Systems | None = None
+) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Sheet → which photographs of the split belong on it. Sheets that make no sense for the recipe are left out.
+
+    Args:
+        answers: With FG and FULL, and whatever else there is.
+        systems: What was fitted, if anything was.
+    """
     right = {name: belief.argmax(axis=1) == split.labels for name, belief in answers.items()}
     backgrounds = [right[view] for view in (View.BG_S, View.BG_B) if view in right]
     any_bg = np.logical_or.reduce(backgrounds) if backgrounds else np.zeros(len(split.labels), dtype=bool)
@@ -38,8 +45,9 @@ def choices(systems: Systems, answers: Mapping[str, LogProbs], split: Split) -> 
     }
     if backgrounds:
         found["fg-and-bg"] = right["FG"] & any_bg & ~right["FULL"]
-    found["flipped-by-prior"] = answers["cascade+metadata"].argmax(axis=1) != answers["cascade"].argmax(axis=1)
-    if systems.policy.veto is not None:
+    if "cascade+metadata" in answers:
+        found["flipped-by-prior"] = answers["cascade+metadata"].argmax(axis=1) != answers["cascade"].argmax(axis=1)
+    if systems is not None and systems.policy.veto is not None:
         prior = systems.priors.log_prior(split.metadata)
         found["withheld"] = systems.policy.decide(*systems.deployed(split), split.found, prior).withheld
     return found
@@ -68,7 +76,8 @@ def sheet(
     figure.suptitle(f"{TITLES[name]}: {int(chosen.sum())} of {len(chosen)} on {split.name}", fontsize=11)
     for axis in axes.flat:
         axis.axis("off")
-    systems = ["FG", "FULL", "cascade+metadata" if name in {"flipped-by-prior", "withheld"} else "cascade"]
+    joined = "cascade+metadata" if name in {"flipped-by-prior", "withheld"} else "cascade"
+    systems = ["FG", "FULL", joined if joined in answers else "FG⊕max FULL"]
     for axis, i in zip(axes.flat, places, strict=False):
         axis.imshow(read(paths[i]))
         region = regions[split.digests[i]]

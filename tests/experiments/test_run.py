@@ -89,6 +89,15 @@ def test_figures_and_tables_are_kept(done: Done, store: Store) -> None:
     assert "n = 18 photographs" in store.download(done.run_id, "tables/accuracy.md").read_text(encoding="utf-8")
 
 
+def test_the_page_holds_tables_and_pictures_and_needs_nothing_else(done: Done, store: Store) -> None:
+    page = store.download(done.run_id, "report.html").read_text(encoding="utf-8")
+    for words in ("<h1>tiny</h1>", "n 18, 18 groups", "FG_C⊕* FULL", "uncapped / capped", "prediction sets"):
+        assert words in page
+    pictures = {path.stem for path in store.download(done.run_id, "figures").iterdir()}
+    assert all(f'alt="{name}"' in page for name in pictures)
+    assert "http" not in page.replace("http-equiv", "")
+
+
 def test_two_seeds_are_compared_photograph_by_photograph(done: Done, store: Store) -> None:
     child = load_experiment(store, done.run_id).context.children
     found = {d.split: d for d in compare_runs(store, child[Stage.FG], child[Stage.FULL])}

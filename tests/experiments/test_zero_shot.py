@@ -68,6 +68,9 @@ def test_test_sets_alone_are_judged_by_the_untrained_fusion(
     right = np.where(surer, probs["FG_C"].argmax(1), probs["FULL"].argmax(1)) == labels
     row = found.filter((pl.col("system") == "FG_C⊕max FULL") & (pl.col("metric") == "accuracy"))
     assert row["value"].item() == pytest.approx(right.mean())
+    page = store.download(done.run_id, "report.html").read_text(encoding="utf-8")
+    assert "FG_C⊕max FULL" in page
+    assert "Beyond the paper" not in page  # nothing was fitted
     again = run_experiment(recipe(settings), tests, MiddleLocalizer(), store, tmp_path / "work", Silent())
     assert again == replace(done, reused=True)
 
