@@ -101,3 +101,17 @@ def test_test_sets_alone_train_nothing(dataset: Dataset, tmp_path: Path) -> None
 def test_the_photographs_are_as_drawn(dataset: Dataset) -> None:
     with Image.open(dataset.paths()[0]) as image:
         assert image.size == (160, 120)
+
+
+def test_it_is_exported_compared_and_served(settings: VlmSettings, dataset: Dataset, tmp_path: Path) -> None:
+    from l2r2_export.export import export_experiment
+
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    done = run_experiment(recipe(settings), dataset, MiddleLocalizer(), store, tmp_path / "work", Silent())
+    bundle = export_experiment(load_experiment(store, done.run_id), dataset, tmp_path / "bundle", slice_size=3)
+    assert bundle.manifest.model_names == dict.fromkeys(Stage, settings.model)
+    assert bundle.manifest.parity["decisions"]["answer_agreement"] == 1.0
+    photo = np.asarray(Image.open(dataset.paths()[0]).convert("RGB"))
+    (answer,) = bundle.recognizer().recognize([photo])
+    assert answer.answer.name in dataset.class_names
+    assert answer.prediction_set is not None
