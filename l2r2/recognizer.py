@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from l2r2.cascade import Policy
 from l2r2.config import ViewSettings
 from l2r2.errors import InputError
 from l2r2.fusion import Evidence
+from l2r2.images import Photograph
 from l2r2.logspace import LogProbs, choose_rows
 from l2r2.priors import Priors
 from l2r2.types import (
@@ -25,7 +26,6 @@ from l2r2.types import (
     Localizer,
     Logits,
     Metadata,
-    Photos,
     Pixels,
     Prediction,
     PredictionSet,
@@ -33,7 +33,10 @@ from l2r2.types import (
     Stage,
     View,
 )
-from l2r2.views import normalize, render
+from l2r2.views import OVERSAMPLE, normalize, render, wanted_scale
+
+AnyPixels = UInt8[np.ndarray, "_h _w 3"]
+"""As `Pixels`, each of a size of its own."""
 
 FULL_SURE = 0.9
 """FULL's confidence from which an unsure FG earns a caution. Source: the paper's figure 10; the number is ours."""
@@ -69,7 +72,7 @@ class Recognizer:
 
     def recognize(
         self,
-        photos: Photos,
+        photos: Sequence[AnyPixels | Photograph],
         metadata: Sequence[Metadata] | None = None,
         regions: Sequence[Region | None] | None = None,
         top_k: int = 5,
@@ -77,7 +80,7 @@ class Recognizer:
         """Answer a batch; equal to answering its photographs one by one.
 
         Args:
-            photos: Upright RGB.
+            photos: Upright RGB, or encoded ones, which are then decoded no finer than the views need.
             metadata: One a photograph; None: nothing is known of any.
             regions: Found before, one a photograph (None: nothing was found); the localizer then does not run.
             top_k: Candidates an answer, at least 1.
@@ -94,8 +97,7 @@ class Recognizer:
             return []
         clock = _Clock()
         if regions is None:
-            with clock.measure("locate", n):
-                regions = self.localizer.locate(photos)
+            regions = self._locate(photos, clock)
         found = np.array([region is not None for region in regions])
         log_prior = self.priors.log_prior(metadata)
 
@@ -127,11 +129,22 @@ class Recognizer:
             ]
         return [replace(prediction, latency_ms=clock.share(prediction.stages)) for prediction in predictions]
 
+    def _locate(self, photos: Sequence[AnyPixels | Photograph], clock: _Clock) -> list[Region | None]:
+        """Regions in pixels of the originals."""
+        n = len(photos)
+        frames = _frames(photos, [_locating_scale(self.localizer, photo) for photo in photos], "decode", clock)
+        with clock.measure("locate", n):
+            found = self.localizer.locate(frames)
+        return [
+            None if region is None else region.resized((frame.shape[1], frame.shape[0]), size_of(photo))
+            for region, frame, photo in zip(found, frames, photos, strict=True)
+        ]
+
     def _classify(
         self,
         stage: Stage,
         where: Bool[np.ndarray, " n"],
-        photos: Photos,
+        photos: Sequence[AnyPixels | Photograph],
         regions: Sequence[Region | None],
         clock: _Clock,
     ) -> Logits:
@@ -139,9 +152,15 @@ class Recognizer:
         logits = np.zeros((len(photos), len(self.class_names)), np.float32)
         chosen = np.flatnonzero(where).tolist()
         if chosen:
+            view, settings = self.views[stage], self.view_settings
+            scales = [wanted_scale(size_of(photos[i]), regions[i], view, settings) for i in chosen]
+            frames = _frames([photos[i] for i in chosen], scales, f"decode {stage}", clock)
             with clock.measure(f"render {stage}", len(chosen)):
-                squares = [render(photos[i], regions[i], self.views[stage], self.view_settings) for i in chosen]
-                images = normalize(squares, self.view_settings)
+                squares = [
+                    render(frame, _in_frame(regions[i], photos[i], frame), view, settings)
+                    for i, frame in zip(chosen, frames, strict=True)
+                ]
+                images = normalize(squares, settings)
             with clock.measure(f"classify {stage}", len(chosen)):
                 logits[chosen] = self.classifiers[stage].logits(images)
         return logits
@@ -179,7 +198,7 @@ class Recognizer:
 
     def _prediction(
         self,
-        photo: Pixels,
+        photo: Pixels | Photograph,
         region: Region | None,
         metadata: Metadata,
         logits: Mapping[Stage, Float[np.ndarray, " k"]],
@@ -202,7 +221,7 @@ class Recognizer:
         return Prediction(
             candidates=self._candidates(best[:top_k], belief),
             region=region,
-            size_px=(photo.shape[1], photo.shape[0]),
+            size_px=size_of(photo),
             stages=tuple(logits),
             stage_confidence=sure_of,
             explanation=self._explain(int(best[0]), int(best[1]), metadata, logits, belief),
@@ -248,6 +267,34 @@ class Recognizer:
         return Explanation(self.class_names[rival], total, parts)
 
 
+def size_of(photo: Pixels | Photograph) -> tuple[int, int]:
+    """Width and height of the original."""
+    return photo.size_px if isinstance(photo, Photograph) else (photo.shape[1], photo.shape[0])
+
+
+def _frames(
+    photos: Sequence[AnyPixels | Photograph], scales: Sequence[float], name: str, clock: _Clock
+) -> list[AnyPixels]:
+    """Pixels of each photograph at its scale; those that are pixels already cost nothing and count for nothing."""
+    if not any(isinstance(photo, Photograph) for photo in photos):
+        return [photo for photo in photos if not isinstance(photo, Photograph)]
+    with clock.measure(name, len(photos)):
+        return [
+            photo.at(scale) if isinstance(photo, Photograph) else photo
+            for photo, scale in zip(photos, scales, strict=True)
+        ]
+
+
+def _locating_scale(localizer: Localizer, photo: Pixels | Photograph) -> float:
+    """A localizer that does not say how many pixels it looks at gets all."""
+    side = getattr(localizer, "side_px", None)
+    return 1.0 if side is None else min(1.0, OVERSAMPLE * side / min(size_of(photo)))
+
+
+def _in_frame(region: Region | None, photo: Pixels | Photograph, frame: Pixels) -> Region | None:
+    return None if region is None else region.resized(size_of(photo), (frame.shape[1], frame.shape[0]))
+
+
 def _ran(
     found: np.bool, fg_logits: Float[np.ndarray, " k"], full_logits: Float[np.ndarray, " k"]
 ) -> dict[Stage, Float[np.ndarray, " k"]]:
@@ -290,4 +337,6 @@ class _Clock:
     def share(self, stages: tuple[Stage, ...]) -> dict[str, float]:
         """What one photograph cost, given the classifiers that ran for it."""
         skipped = {stage for stage in Stage if stage not in stages}
-        return {name: ms for name, ms in self._ms.items() if not any(name.endswith(f" {stage}") for stage in skipped)}
+        own = {name: ms for name, ms in self._ms.items() if not any(name.endswith(f" {stage}") for stage in skipped)}
+        decoding = [own.pop(name) for name in list(own) if name.startswith("decode")]  # in several scales, one step
+        return {"decode": sum(decoding), **own} if decoding else own

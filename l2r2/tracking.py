@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 
 from l2r2.bundle import Bundle, load_bundle
 from l2r2.errors import ArtifactError, BackendMissing, InputError
-from l2r2.images import decode
+from l2r2.images import Photograph
 from l2r2.types import make_metadata
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class _PythonFunction:
     def predict(self, frame: pandas.DataFrame, params: Mapping[str, object] | None = None) -> list[dict[str, object]]:  # noqa: ARG002
         rows: Sequence[Mapping[str, Any]] = frame.to_dict(orient="records")
         answers = self._recognizer.recognize(
-            [decode(row["image"], self._images) for row in rows],
+            [Photograph(row["image"], self._images) for row in rows],
             [make_metadata(**{k: _text(v) for k, v in row.items() if k != "image"}) for row in rows],
         )
         return [{"answer": a.answer.name, "probability": a.answer.probability} for a in answers]

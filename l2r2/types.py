@@ -91,6 +91,19 @@ class Region:
         if not 0.0 <= self.score <= 1.0:
             raise InputError(f"region score is {self.score}; expected a number in [0, 1]")
 
+    def resized(self, before_px: tuple[int, int], after_px: tuple[int, int]) -> Region:
+        """The same region of the photograph at another size; width and height. The mask takes the nearest pixel."""
+        if before_px == after_px:
+            return self
+        across, down = after_px[0] / before_px[0], after_px[1] / before_px[1]
+        x0, y0, x1, y1 = self.box_xyxy_px
+        mask = self.mask
+        if mask is not None:
+            rows = (np.arange(after_px[1]) + 0.5) * mask.shape[0] / after_px[1]
+            columns = (np.arange(after_px[0]) + 0.5) * mask.shape[1] / after_px[0]
+            mask = mask[rows.astype(int)[:, None], columns.astype(int)]
+        return Region((x0 * across, y0 * down, x1 * across, y1 * down), self.score, mask)
+
 
 def make_metadata(
     habitat: str | None = None, substrate: str | None = None, month: int | str | None = None, **others: str | None

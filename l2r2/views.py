@@ -13,6 +13,9 @@ from l2r2.config import ViewSettings
 from l2r2.errors import InputError
 from l2r2.types import Mask, Pixels, Region, View
 
+OVERSAMPLE = 2.0
+"""Pixels of a part of the photograph, along its side, for each pixel of the view; the resize then averages."""
+
 Square = UInt8[np.ndarray, "size size 3"]
 
 
@@ -41,6 +44,26 @@ def render(photo: Pixels, region: Region | None, view: View, settings: ViewSetti
     else:
         photo = fill_foreground(photo, box_mask(region, photo.shape[1], photo.shape[0]), settings.fill_rgb)
     return _fit(photo, (0, 0, photo.shape[1], photo.shape[0]), settings.full_fit, settings)
+
+
+def wanted_scale(size_px: tuple[int, int], region: Region | None, view: View, settings: ViewSettings) -> float:
+    """The least scale of a photograph, (0, 1], at which a view still has `OVERSAMPLE` pixels for each of its own.
+
+    Args:
+        size_px: Width and height of the original; the region is in its pixels.
+    """
+    width, height = size_px
+    fit = settings.full_fit
+    if view is View.CENTERCROP:
+        width = height = max(1, round(settings.center_share * min(size_px)))
+        fit = "squash"
+    elif view in {View.FG_C, View.FG_M}:
+        fit = settings.fg_fit
+        if region is not None:
+            x0, y0, x1, y1 = crop_box(region, width, height, settings.margin)
+            width, height = x1 - x0, y1 - y0
+    side = max(width, height) if fit == "pad" else min(width, height)
+    return min(1.0, OVERSAMPLE * settings.size_px / side)
 
 
 def normalize(squares: Sequence[Square], settings: ViewSettings) -> Float32[np.ndarray, "n 3 size size"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from l2r2.experiments.localizing import region_cache
 from l2r2.experiments.report import PREDICTIONS
 from l2r2.experiments.tables import accuracies
 from l2r2.files import write_text
-from l2r2.images import read
+from l2r2.images import read_photograph
 from l2r2.metrics import Interval, bootstrap
 from l2r2.recognizer import Recognizer
 from l2r2.tracking import Store
@@ -111,13 +110,11 @@ def _answer_all(
     paths, metadata, digests = part.paths(), part.metadata(), part.table["digest"].to_list()
     for start in range(0, len(part), BATCH):
         rows = range(start, min(start + BATCH, len(part)))
-        photos = [read(paths[i], bundle.manifest.images) for i in rows]
-        if all(digests[i] in cached for i in rows):
-            regions = [cached[digests[i]] for i in rows]
-        else:
-            regions = recognizer.localizer.locate(photos)
-        plain += recognizer.recognize(photos, regions=regions)
-        known += recognizer.recognize(photos, [metadata[i] for i in rows], regions)
+        photos = [read_photograph(paths[i], bundle.manifest.images) for i in rows]
+        found = [cached[digests[i]] for i in rows] if all(digests[i] in cached for i in rows) else None
+        answers = recognizer.recognize(photos, regions=found)
+        plain += answers
+        known += recognizer.recognize(photos, [metadata[i] for i in rows], [answer.region for answer in answers])
         progress.step(rows.stop)
     return plain, known
 
@@ -130,12 +127,9 @@ def _time(
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(timed, len(paths)) + 1).astype(int)]
     times: dict[str, list[float]] = {}
     for number, path in enumerate(chosen):
-        start = time.perf_counter()
-        photo = read(path, bundle.manifest.images)
-        decode_ms = (time.perf_counter() - start) * 1000
-        (prediction,) = recognizer.recognize([photo])
+        (prediction,) = recognizer.recognize([read_photograph(path, bundle.manifest.images)])
         if number:
-            for stage, ms in {"decode": decode_ms, **prediction.latency_ms}.items():
+            for stage, ms in prediction.latency_ms.items():
                 times.setdefault(stage, []).append(ms)
             progress.step(number)
     return {stage: float(np.median(times[stage])) for stage in STAGES if stage in times}

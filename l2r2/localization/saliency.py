@@ -45,6 +45,8 @@ class SaliencyLocalizer:
         self._settings = settings
         self._input = input_name
         self._masks = masks
+        self.side_px = settings.size_px
+        """The square that photographs are shrunk to."""
         self.key = f"{settings.name}-{weights_digest[:12]}-{settings.digest()}{'-masks' if masks else ''}"
 
     def locate(self, photos: Photos) -> list[Region | None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from l2r2.bundle import Bundle, load_bundle
 from l2r2.config import ImageSettings
 from l2r2.errors import ConfigError
-from l2r2.images import decode
+from l2r2.images import Photograph
 from l2r2.recognizer import Recognizer
 from l2r2.types import Metadata, Pixels, Region
 from l2r2_serving.answer import Answer
@@ -45,12 +44,9 @@ class OpenBundle:
             ImageError: the bytes are no photograph that can be recognized.
             BackendError: a model failed.
         """
-        start = time.perf_counter()
-        photo = decode(data, self.images)
-        decode_ms = (time.perf_counter() - start) * 1000
-        prediction = self.recognizer.recognize([photo], [metadata], top_k=top_k)[0]
+        (prediction,) = self.recognizer.recognize([Photograph(data, self.images)], [metadata], top_k=top_k)
         return Answer(
-            prediction=replace(prediction, latency_ms={"decode": decode_ms, **prediction.latency_ms}),
+            prediction=prediction,
             bundle_name=self.name,
             bundle_version=self.version,
             unrecognized={source: metadata[source] for source in prediction.unrecognized},

@@ -12,7 +12,7 @@ from pathlib import Path
 from l2r2.files import write_text
 from tests.bench.measure import Figure
 
-MODULES = ("fusing",)
+MODULES = ("fusing", "decoding")
 OUT = Path("bench.json")
 
 

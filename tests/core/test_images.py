@@ -8,7 +8,7 @@ from PIL import Image
 
 from l2r2.config import ImageSettings
 from l2r2.errors import ImageError
-from l2r2.images import FORMATS, decode, read
+from l2r2.images import FORMATS, Photograph, decode, read, read_photograph
 
 RED, GREEN, BLUE, WHITE = (250, 10, 10), (10, 250, 10), (10, 10, 250), (240, 240, 240)
 
@@ -206,3 +206,68 @@ def test_read_names_a_file_that_is_no_image(tmp_path):
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(ImageError, match=r"a\.png: the 5 bytes are no image"):
         read(tmp_path / "a.png")
+
+
+def stripes(width: int, height: int) -> np.ndarray:
+    """Smooth enough for JPEG, and different everywhere."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    return np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("scale", "divisor"), [(1.0, 1), (0.51, 1), (0.5, 2), (0.3, 2), (0.25, 4), (0.13, 4), (0.1, 8)]
+)
+@pytest.mark.parametrize("size", [(640, 480), (641, 483)])
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_is_enough(scale, divisor, size):
+    photo = Photograph(encode(Image.fromarray(stripes(*size)), "JPEG", quality=95))
+    pixels = photo.at(scale)
+    assert photo.size_px == size
+    assert pixels.shape == (-(-size[1] // divisor), -(-size[0] // divisor), 3)
+    small = np.asarray(Image.fromarray(stripes(*size)).resize(pixels.shape[1::-1], Image.Resampling.BOX))
+    assert abs(pixels.astype(int) - small).mean() < 3
+
+
+def test_the_whole_scale_is_what_decode_gives():
+    data = encode(Image.fromarray(stripes(100, 80)), "JPEG")
+    np.testing.assert_array_equal(Photograph(data).at(1.0), decode(data))
+
+
+def test_other_formats_are_decoded_whole():
+    data = encode(Image.fromarray(stripes(100, 80)))
+    np.testing.assert_array_equal(Photograph(data).at(0.1), stripes(100, 80))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_scaled_photographs_are_upright(orientation):
+    data = oriented(stripes(320, 160), orientation, "JPEG", quality=95)
+    photo, whole = Photograph(data), decode(data)
+    assert photo.size_px == (whole.shape[1], whole.shape[0])
+    pixels = photo.at(0.25)
+    expected = np.asarray(Image.fromarray(whole).resize(pixels.shape[1::-1], Image.Resampling.BOX))
+    assert pixels.shape[:2] == (whole.shape[0] // 4, whole.shape[1] // 4)
+    assert abs(pixels.astype(int) - expected).mean() < 3
+
+
+def test_what_is_fine_enough_is_not_decoded_again(monkeypatch):
+    photo = Photograph(encode(Image.fromarray(stripes(640, 480)), "JPEG"))
+    first = photo.at(0.5)
+    assert photo.at(0.2) is first
+    assert photo.at(0.8).shape == (480, 640, 3)
+    assert photo.at(0.4) is first
+
+
+def test_a_cut_off_jpeg_is_refused_at_any_scale():
+    data = encode(Image.fromarray(stripes(640, 480)), "JPEG")
+    photo = Photograph(data[: len(data) // 2])
+    for scale in (0.1, 1.0):
+        with pytest.raises(ImageError, match="the image is damaged: "):
+            photo.at(scale)
+
+
+def test_a_header_tells_what_is_refused(tmp_path):
+    for data, message in ((b"", "empty"), (b"text", "no image that can be read"), (png_header(9000, 9000), "at most")):
+        with pytest.raises(ImageError, match=message):
+            Photograph(data)
+    (tmp_path / "x.jpg").write_bytes(b"text")
+    with pytest.raises(ImageError, match=r"x\.jpg: the 4 bytes are no image"):
+        read_photograph(tmp_path / "x.jpg")

@@ -1,3 +1,4 @@
+import io
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from l2r2.calibration import Temperature
 from l2r2.cascade import Policy, Veto
@@ -13,6 +15,7 @@ from l2r2.config import ViewSettings
 from l2r2.conformal import PredictionSets
 from l2r2.errors import InputError
 from l2r2.fusion import Average, MaxConfidence, MaxScaledConfidence, Operator, Threshold, WeightedLogits
+from l2r2.images import Photograph, decode
 from l2r2.priors import Priors, count_priors
 from l2r2.recognizer import Recognizer, _largest
 from l2r2.types import Caution, Prediction, Region, Stage, View
@@ -430,3 +433,85 @@ def test_priors_of_strength_zero_leave_everything_as_it_is():
         plain, quiet.recognize([photo(i) for i in range(8)], [{"habitat": "forest"}] * 8), strict=True
     ):
         assert one.candidates == other.candidates
+
+
+def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+class Middle:
+    """Finds the middle ninth, whatever the scale it is shown."""
+
+    key = "middle"
+    side_px = 40
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, int]] = []
+
+    def locate(self, photos):
+        self.shown += [(p.shape[1], p.shape[0]) for p in photos]
+        found = []
+        for p in photos:
+            height, width = p.shape[:2]
+            mask = np.zeros((height, width), bool)
+            mask[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = True
+            found.append(Region((width / 3, height / 3, 2 * width / 3, 2 * height / 3), 0.9, mask))
+        return found
+
+
+@pytest.mark.parametrize("views", [(View.FG_C, View.FULL), (View.FG_M, View.FULL)])
+def test_encoded_photographs_are_answered_as_their_pixels(views):
+    """Decoded coarsely where that is enough; regions are told in pixels of the original."""
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((960, 720), 3))
+    recognizer = Recognizer(
+        class_names=("a", "b", "c"),
+        localizer=Middle(),
+        classifiers={stage: PixelClassifier(3, seed) for seed, stage in enumerate(Stage)},
+        views=dict(zip(Stage, views, strict=True)),
+        view_settings=RAW,
+        policy=Policy({stage: Temperature(np.ones(1)) for stage in Stage}, MaxScaledConfidence(), 1.0),
+        priors=count_priors(np.arange(3), {}, 3),
+    )
+    data = jpeg(smooth)
+    (coarse,) = recognizer.recognize([Photograph(data)])
+    (whole,) = recognizer.recognize([decode(data)])
+    assert recognizer.localizer.shown == [(120, 90), (960, 720)]
+    assert coarse.size_px == whole.size_px == (960, 720)
+    np.testing.assert_allclose(coarse.region.box_xyxy_px, whole.region.box_xyxy_px, atol=8)
+    assert [c.index for c in coarse.candidates] == [c.index for c in whole.candidates]
+    for one, other in zip(coarse.candidates, whole.candidates, strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=0.03)
+    assert next(iter(coarse.latency_ms)) == "decode"
+    assert "decode" not in whole.latency_ms
+
+
+def test_a_small_foreground_gets_the_pixels_that_the_original_has():
+    class Corner(Middle):
+        def locate(self, photos):
+            super().locate(photos)
+            return [Region((0, 0, p.shape[1] / 12, p.shape[0] / 12), 0.9) for p in photos]
+
+    seen = []
+
+    class Looking(PixelClassifier):
+        def logits(self, images):
+            seen.append(images)
+            return super().logits(images)
+
+    fine = np.zeros((768, 768, 3), np.uint8)
+    fine[:64:2] = 255  # stripes that any coarser scale would turn grey
+    recognizer = Recognizer(
+        class_names=("a", "b"),
+        localizer=Corner(),
+        classifiers={Stage.FG: Looking(2), Stage.FULL: PixelClassifier(2)},
+        views={Stage.FG: View.FG_C, Stage.FULL: View.FULL},
+        view_settings=ViewSettings(size_px=64, mean=(0.0,) * 3, std=(1.0,) * 3, margin=0.0),
+        policy=Policy({stage: Temperature(np.ones(1)) for stage in Stage}, MaxScaledConfidence(), 0.0),
+        priors=count_priors(np.arange(2), {}, 2),
+    )
+    recognizer.recognize([Photograph(jpeg(fine))])
+    assert seen[0][0, :, ::2].mean() > 0.8
+    assert seen[0][0, :, 1::2].mean() < 0.2

@@ -74,3 +74,16 @@ def test_the_fakes_keep_the_protocols():
     assert isinstance(TableClassifier(np.zeros((1, 2))), Classifier)
     assert isinstance(FunctionSession(lambda x: x), Session)
     assert not isinstance(TableLocalizer([]), Classifier)
+
+
+def test_a_region_of_another_size_is_the_same_region():
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 15:30] = True
+    region = Region((15, 10, 30, 20), 0.5, mask)
+    double = region.resized((60, 40), (120, 80))
+    assert double.box_xyxy_px == (30, 20, 60, 40)
+    np.testing.assert_array_equal(double.mask, mask.repeat(2, axis=0).repeat(2, axis=1))
+    back = double.resized((120, 80), (60, 40))
+    assert back.box_xyxy_px == region.box_xyxy_px
+    np.testing.assert_array_equal(back.mask, mask)
+    assert region.resized((60, 40), (60, 40)) is region

@@ -8,7 +8,7 @@ from PIL import Image
 from l2r2.config import ViewSettings
 from l2r2.errors import InputError
 from l2r2.types import Region, View
-from l2r2.views import box_mask, crop_box, fill_foreground, keep_foreground, normalize, render
+from l2r2.views import box_mask, crop_box, fill_foreground, keep_foreground, normalize, render, wanted_scale
 
 FILL = (1, 2, 3)
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
@@ -247,3 +247,19 @@ def test_every_view_of_every_shape_is_the_asked_square(view, shape):
     height, width = shape
     region = Region((3.3, 4.4, width / 2, height / 2), 1.0, np.ones(shape, bool))
     assert render(noise(height, width), region, view, settings(margin=0.05)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("view", "region", "expected"),
+    [
+        (View.FULL, None, 2 * 100 / 1500),  # squash: the shorter side
+        (View.CENTERCROP, None, 2 * 100 / (0.875 * 1500)),
+        (View.FG_C, Region((0, 0, 400, 200), 1.0), 2 * 100 / 400),  # pad: the longer side of the crop
+        (View.FG_C, Region((0, 0, 150, 100), 1.0), 1.0),  # too small to be shrunk
+        (View.FG_M, None, 2 * 100 / 2000),  # nothing found: the whole photograph, padded
+        (View.BG_S, Region((0, 0, 40, 20), 1.0), 2 * 100 / 1500),
+    ],
+)
+def test_a_view_wants_twice_its_own_pixels(view, region, expected):
+    scale = wanted_scale((2000, 1500), region, view, settings(size_px=100, margin=0.0))
+    assert scale == pytest.approx(expected, rel=1e-3)
