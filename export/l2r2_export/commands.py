@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l2r2.errors import ArtifactError, InputError
+from l2r2_export import profile_command
 
 if TYPE_CHECKING:
     from l2r2.bundle import Bundle
@@ -22,6 +23,7 @@ LATEST = "latest:"
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.command()(export)
+    profile_command.register(app)
 
 
 def export(
