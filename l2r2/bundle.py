@@ -32,13 +32,17 @@ from l2r2.fusion import make_operator
 from l2r2.localization import SaliencyLocalizer
 from l2r2.priors import Priors
 from l2r2.recognizer import Recognizer
-from l2r2.runtimes import OnnxRuntimeSession
+from l2r2.runtimes import open_session
 from l2r2.types import Stage, View
 
 SCHEMA: Final = 2
 """Of the manifest; raised whenever an older reader would misread a newer bundle."""
 
 MANIFEST = "manifest.json"
+
+ONNX = "onnxruntime"
+READ_ONNX = frozenset({"openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"})
+"""Runtimes that read ONNX files as they are."""
 
 
 class PolicyManifest(Settings):
@@ -117,7 +121,7 @@ class Bundle:
 
         Args:
             threads: Of one inference.
-            runtime: As named in the manifest.
+            runtime: As named in the manifest, or one that reads its ONNX files.
         Raises:
             ConfigError: the bundle has no models for that runtime.
             BackendMissing, ArtifactError: from the runtime or the tables.
@@ -125,18 +129,18 @@ class Bundle:
         manifest = self.manifest
         masks = manifest.localizer_masks
         localizer_file = self._model("localizer", runtime)
-        session = OnnxRuntimeSession(localizer_file, threads)
+        session = open_session(localizer_file, runtime, threads=threads)
         classes = len(manifest.class_names)
         classifiers = {}
         for stage in Stage:
-            model = OnnxRuntimeSession(self._model(stage, runtime), threads)
+            model = open_session(self._model(stage, runtime), runtime, threads=threads)
             classifiers[stage] = SessionClassifier(model, next(iter(model.inputs)), classes)
         return Recognizer(
             class_names=manifest.class_names,
             localizer=SaliencyLocalizer(
                 session,
                 manifest.localizer,
-                manifest.files[manifest.models["localizer"][runtime]],
+                manifest.files[str(localizer_file.relative_to(self.folder).as_posix())],
                 input_name=next(iter(session.inputs)),
                 masks=masks,
             ),
@@ -155,6 +159,8 @@ class Bundle:
 
     def _model(self, stage: str, runtime: str) -> Path:
         files = self.manifest.models[stage]
+        if runtime in READ_ONNX and runtime not in files:
+            runtime = ONNX
         if runtime not in files:
             raise ConfigError(f"{self.folder} has no {stage} model for {runtime!r}; it has {', '.join(sorted(files))}")
         return self.folder / files[runtime]

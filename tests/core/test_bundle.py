@@ -95,8 +95,8 @@ def test_masks_come_with_the_bundle_that_asks_for_them(tmp_path):
 
 
 def test_another_runtime_is_refused(pristine):
-    with pytest.raises(ConfigError, match=r"has no localizer model for 'openvino'; it has onnxruntime$"):
-        pristine.recognizer(runtime="openvino")
+    with pytest.raises(ConfigError, match=r"has no localizer model for 'tensorrt'; it has onnxruntime$"):
+        pristine.recognizer(runtime="tensorrt")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -303,3 +303,12 @@ def test_a_bundle_is_replaced_whole(folder, pristine):
     priors = count_priors(LABELS, METADATA, 3)
     write_bundle(folder, make_tiny_manifest(name="second"), models, pristine.policy(), priors)
     assert load_bundle(folder).manifest.name == "second"
+
+
+def test_openvino_reads_the_same_files_and_answers_the_same(pristine):
+    pytest.importorskip("openvino")
+    photos = [make_photo(), make_uniform(), make_photo(MUDDY)]
+    ours, theirs = (pristine.recognizer(runtime=runtime).recognize(photos) for runtime in ("onnxruntime", "openvino"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.answer.name, one.stages) == (other.answer.name, other.stages)
+        assert one.answer.probability == pytest.approx(other.answer.probability, abs=1e-5)

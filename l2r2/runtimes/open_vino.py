@@ -1,0 +1,112 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+
+from l2r2.errors import ArtifactError, BackendError
+from l2r2.runtimes.packages import require
+from l2r2.runtimes.tensors import Input, check_feed
+
+HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""Precision → what OpenVINO computes in. int8 is in the file (FakeQuantize or Q/DQ); the rest of it stays float32."""
+
+
+def load_openvino() -> ModuleType:
+    """The package.
+
+    Raises:
+        BackendMissing: it is not installed.
+    """
+    return require("openvino", "OpenVINO", "openvino")
+
+
+class OpenVinoSession:
+    """A model compiled once; `infer` may be called from several threads, each with an infer request of its own.
+
+    Attributes:
+        inputs: Tensor name → shape; a string is a free axis.
+        outputs: Tensor names.
+    """
+
+    def __init__(self, path: Path, threads: int = 1, precision: str = "fp32", cache: Path | None = None) -> None:
+        """Compile a model.
+
+        Args:
+            path: ONNX, or OpenVINO IR (.xml with its .bin beside it).
+            threads: Of one inference. As many inferences as the cores hold run side by side.
+            precision: What is computed in; without it OpenVINO takes bfloat16 wherever the CPU has it.
+            cache: Where compiled models are kept; None: nowhere. OpenVINO runs what it finds there unchecked: a folder
+                that nobody else can write to.
+        Raises:
+            BackendMissing: OpenVINO is not installed.
+            ArtifactError: the file is missing, damaged or no model that OpenVINO can run.
+            BackendError: this CPU does not compute in that precision.
+        """
+        ov = load_openvino()
+        streams = max(1, _cores() // threads)
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(streams * threads),
+            # Pinned threads wait for a core that a neighbour holds while another is idle.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if cache is not None:
+            settings["CACHE_DIR"] = str(cache)
+        try:
+            compiled = ov.Core().compile_model(str(path), "CPU", settings)
+        except Exception as error:  # OpenVINO raises RuntimeError, and others from its frontends
+            raise ArtifactError(f"{path} cannot be loaded by OpenVINO: {_reason(error)}") from error
+        taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if taken != HINTS[precision]:
+            raise BackendError(f"this CPU computes in {taken} where {HINTS[precision]} was asked; take precision fp32")
+        self._compiled = compiled
+        self._inputs = {
+            port.get_any_name(): Input(np.dtype(port.element_type.to_dtype()), _shape(port)) for port in compiled.inputs
+        }
+        self.inputs: dict[str, list[int | str]] = {name: tensor.shape for name, tensor in self._inputs.items()}
+        self.outputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.outputs)
+        self._idle: deque[Any] = deque()
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the model once.
+
+        Raises:
+            BackendError: the feed does not fit the model, or the runtime failed.
+        """
+        check_feed("OpenVINO", self._inputs, feed)
+        try:
+            request = self._idle.pop()  # atomic, and so is append
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            results = request.infer(dict(feed), share_inputs=True)
+            answer = dict(zip(self.outputs, results.values(), strict=True))
+        except Exception as error:
+            raise BackendError(f"OpenVINO failed: {_reason(error)}") from error
+        self._idle.append(request)
+        return answer
+
+
+def _shape(port: Any) -> list[int | str]:
+    return [str(axis) if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _reason(error: Exception) -> str:
+    """What OpenVINO says, in one line, without the places in its source."""
+    summary = str(error).rpartition("Summary:")[2]
+    lines = [line.strip("- ") for line in summary.splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from ", "Check '", "FrontEnd API "))]
+    return "; ".join(said)[:400] or type(error).__name__
