@@ -1,4 +1,4 @@
-"""Classifiers from timm, with weights from a package, a file, a hub or none. The only imports of timm."""
+"""Classifiers from timm, with weights from a package, a file, a hub or none."""
 
 from __future__ import annotations
 
