@@ -14,7 +14,7 @@ from l2r2.errors import InputError
 from l2r2.types import Mask, Pixels, Region, View
 
 OVERSAMPLE = 2.0
-"""Pixels of a part of the photograph, along its side, for each pixel of the view; the resize then averages."""
+"""Pixels of the whole photograph, along its side, for each pixel of a view of it; the resize then averages."""
 
 Square = UInt8[np.ndarray, "size size 3"]
 
@@ -47,13 +47,16 @@ def render(photo: Pixels, region: Region | None, view: View, settings: ViewSetti
 
 
 def wanted_scale(size_px: tuple[int, int], region: Region | None, view: View, settings: ViewSettings) -> float:
-    """The least scale of a photograph, (0, 1], at which a view still has `OVERSAMPLE` pixels for each of its own.
+    """The least scale of a photograph, (0, 1], that is fine enough for a view.
+
+    A whole photograph keeps `OVERSAMPLE` pixels for each of the view's, a foreground's crop one: its pixels are means of
+    the original's already, and a finer scale for every crop would cost most of what scaling saves.
 
     Args:
         size_px: Width and height of the original; the region is in its pixels.
     """
     width, height = size_px
-    fit = settings.full_fit
+    fit, finer = settings.full_fit, OVERSAMPLE
     if view is View.CENTERCROP:
         width = height = max(1, round(settings.center_share * min(size_px)))
         fit = "squash"
@@ -61,9 +64,9 @@ def wanted_scale(size_px: tuple[int, int], region: Region | None, view: View, se
         fit = settings.fg_fit
         if region is not None:
             x0, y0, x1, y1 = crop_box(region, width, height, settings.margin)
-            width, height = x1 - x0, y1 - y0
+            width, height, finer = x1 - x0, y1 - y0, 1.0
     side = max(width, height) if fit == "pad" else min(width, height)
-    return min(1.0, OVERSAMPLE * settings.size_px / side)
+    return min(1.0, finer * settings.size_px / side)
 
 
 def normalize(squares: Sequence[Square], settings: ViewSettings) -> Float32[np.ndarray, "n 3 size size"]:

@@ -254,12 +254,12 @@ def test_every_view_of_every_shape_is_the_asked_square(view, shape):
     [
         (View.FULL, None, 2 * 100 / 1500),  # squash: the shorter side
         (View.CENTERCROP, None, 2 * 100 / (0.875 * 1500)),
-        (View.FG_C, Region((0, 0, 400, 200), 1.0), 2 * 100 / 400),  # pad: the longer side of the crop
-        (View.FG_C, Region((0, 0, 150, 100), 1.0), 1.0),  # too small to be shrunk
+        (View.FG_C, Region((0, 0, 400, 200), 1.0), 100 / 400),  # pad: the longer side of the crop, its own pixels
+        (View.FG_C, Region((0, 0, 90, 80), 1.0), 1.0),  # too small to be shrunk
         (View.FG_M, None, 2 * 100 / 2000),  # nothing found: the whole photograph, padded
         (View.BG_S, Region((0, 0, 40, 20), 1.0), 2 * 100 / 1500),
     ],
 )
-def test_a_view_wants_twice_its_own_pixels(view, region, expected):
+def test_a_view_of_the_whole_wants_twice_its_own_pixels_and_a_crop_its_own(view, region, expected):
     scale = wanted_scale((2000, 1500), region, view, settings(size_px=100, margin=0.0))
     assert scale == pytest.approx(expected, rel=1e-3)
