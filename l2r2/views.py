@@ -49,8 +49,8 @@ def render(photo: Pixels, region: Region | None, view: View, settings: ViewSetti
 def wanted_scale(size_px: tuple[int, int], region: Region | None, view: View, settings: ViewSettings) -> float:
     """The least scale of a photograph, (0, 1], that is fine enough for a view.
 
-    A whole photograph keeps `OVERSAMPLE` pixels for each of the view's, a foreground's crop one: its pixels are means of
-    the original's already, and a finer scale for every crop would cost most of what scaling saves.
+    A whole photograph keeps `OVERSAMPLE` pixels for each of the view's, a foreground's crop one: its pixels are means
+    of the original's already, and a finer scale for every crop would cost most of what scaling saves.
 
     Args:
         size_px: Width and height of the original; the region is in its pixels.
