@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ class OpenVinoSession:
             ArtifactError: the file is missing, damaged or no model that OpenVINO can run.
             BackendError: this CPU does not compute in that precision.
         """
-        ov = load_openvino()
+        load_openvino()
         streams = max(1, _cores() // threads)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -62,7 +63,7 @@ class OpenVinoSession:
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
         try:
-            compiled = ov.Core().compile_model(str(path), "CPU", settings)
+            compiled = _core().compile_model(str(path), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError, and others from its frontends
             raise ArtifactError(f"{path} cannot be loaded by OpenVINO: {_reason(error)}") from error
         taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -94,6 +95,16 @@ class OpenVinoSession:
             raise BackendError(f"OpenVINO failed: {_reason(error)}") from error
         self._idle.append(request)
         return answer
+
+
+@functools.cache
+def _core() -> Any:
+    """The process's one Core.
+
+    A Core gives the thread that first uses it a signal stack, and unmaps it when the Core goes, from whatever thread
+    and in whatever order that happens: a thread left without its stack dies of the next signal. So none ever goes.
+    """
+    return load_openvino().Core()
 
 
 def _shape(port: Any) -> list[int | str]:

@@ -215,6 +215,29 @@ def test_openvino_keeps_what_it_compiles_only_where_it_is_told(convnet, tmp_path
     assert blob.parent == tmp_path / "cache" / "openvino"
 
 
+SIGNALLED = """
+import gc, signal, sys, threading
+from pathlib import Path
+from l2r2.runtimes import open_session
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+sessions = [open_session(Path(sys.argv[1]), "openvino") for _ in range(3)]
+del sessions[0]
+gc.collect()
+thread = threading.Thread(target=sessions.clear)
+thread.start()
+thread.join()
+gc.collect()
+signal.raise_signal(signal.SIGCHLD)
+print('alive')
+"""
+
+
+def test_a_signal_after_openvinos_sessions_are_gone(convnet):
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, convnet], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
 @pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "serve"), ("openvino", "openvino")])
 def test_without_the_package_the_message_has_the_command(tmp_path, monkeypatch, runtime, extra):
     monkeypatch.setitem(sys.modules, runtime, None)
