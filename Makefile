@@ -10,7 +10,7 @@ export TRANSFORMERS_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: setup demo test bench lint format proto clean
+.PHONY: setup demo test bench gpu lint format proto clean
 
 setup: $(READY)
 
@@ -38,6 +38,9 @@ test: $(READY) lint
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench
+
+gpu: $(READY)
+	BIN=$(BIN) export/gpu.sh
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""What is deployed: a folder with a manifest, one model file a stage, the priors and what fusion learned.
+"""What is deployed: a folder with a manifest, model files, the priors and what fusion learned.
 
     manifest.json     everything that is not an array; sha256 of every other file
-    models/*.onnx     localizer, FG, FULL
+    models/           stage.onnx in float32; stage.PRECISION.RUNTIME.* beside it
+    engines/          built ahead for named GPUs
     priors.parquet    class × metadata counts
     fusion.npz        what the fusion operator learned
 
@@ -11,97 +12,39 @@ Nothing in it is a pickle. A file that is missing, changed or of a newer schema 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
-from pydantic import Field, ValidationError
 
 from l2r2.calibration import Temperature
 from l2r2.cascade import Policy, Veto
 from l2r2.classification import SessionClassifier
-from l2r2.config import ImageSettings, SaliencySettings, Settings, ViewSettings
 from l2r2.conformal import PredictionSets
 from l2r2.errors import ArtifactError, ConfigError
 from l2r2.files import sha256, whole_folder
 from l2r2.fusion import make_operator
-from l2r2.localization import SaliencyLocalizer
+from l2r2.localization.opening import LOCALIZER, open_localizer
+from l2r2.manifest import MANIFEST, REFERENCE, Deployment, Manifest, Model, PolicyManifest, read_manifest
 from l2r2.priors import Priors
 from l2r2.recognizer import Recognizer
-from l2r2.runtimes import open_session
-from l2r2.types import Stage, View
+from l2r2.runtimes import RuntimeSession, ShapeProfile, open_session
+from l2r2.runtimes.processor import saturates
+from l2r2.runtimes.sessions import ENGINES as BUILT_AHEAD
+from l2r2.runtimes.sessions import check_names
+from l2r2.types import Stage
+from l2r2.weights import cache_folder
 
-SCHEMA: Final = 2
-"""Of the manifest; raised whenever an older reader would misread a newer bundle."""
+READ_ONNX: Final = frozenset({"openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"})
+"""Runtimes that read the reference's files as they are."""
 
-MANIFEST = "manifest.json"
+HALVING: Final = frozenset({"openvino", "onnxruntime-tensorrt"})
+"""Those of them that compute float32 files in half precision when told to."""
 
-ONNX = "onnxruntime"
-READ_ONNX = frozenset({"openvino", "onnxruntime-cuda", "onnxruntime-tensorrt"})
-"""Runtimes that read ONNX files as they are."""
-
-
-class PolicyManifest(Settings):
-    """Calibration, fusion and gate."""
-
-    temperatures: dict[Stage, tuple[float, ...]]
-    """One number, or one a class."""
-    operator: str
-    threshold: float = Field(ge=0, le=1)
-    coverage: float | None = Field(None, gt=0, lt=1)
-    """Of prediction sets; None: the bundle has none."""
-    set_threshold: float = Field(0.0, ge=0, le=1)
-    """Probability from which a class is in the set."""
-    hazardous: tuple[str, ...] = ()
-    """Classes for which an unsure foreground withholds the answer."""
-    hazard_mass: float = Field(0.05, ge=0, le=1)
-
-
-class PriorManifest(Settings):
-    """α, λ and the vocabularies; the counts are in priors.parquet."""
-
-    alpha: float = Field(gt=0)
-    strength: float = Field(ge=0)
-    cap: float | None = Field(None, gt=0)
-    """Nats; None: no cap."""
-    vocabularies: dict[str, tuple[str, ...]]
-    simulated: bool = False
-    """Whether the metadata it was counted on were drawn from a table rather than observed."""
-
-
-class Manifest(Settings):
-    """Everything about a bundle that is not an array."""
-
-    schema_version: Literal[1, 2] = SCHEMA
-    """2 added prediction sets, the veto and the prior's cap; a bundle of schema 1 has none of them."""
-    name: str
-    created: str
-    """UTC, ISO 8601."""
-    class_names: tuple[str, ...] = Field(min_length=2)
-    images: ImageSettings
-    localizer: SaliencySettings
-    localizer_masks: bool
-    views: dict[Stage, View]
-    view: ViewSettings
-    policy: PolicyManifest
-    prior: PriorManifest
-    models: dict[str, dict[str, str]]
-    """Stage (localizer, FG, FULL) → runtime → file."""
-    model_names: dict[Stage, str]
-    dataset: str
-    dataset_digest: str
-    run_id: str
-    """MLflow run that fitted the policy."""
-    parity: dict[str, dict[str, float]]
-    """Stage → how far the exported model was from the one it came from."""
-    validation: dict[str, float]
-    """Rates on the validation split, for comparison with those in the field."""
-    files: dict[str, str] = {}
-    """Path in the bundle → sha256."""
+ENGINES: Final = "engines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,54 +59,127 @@ class Bundle:
     manifest: Manifest
     version: str
 
-    def recognizer(self, threads: int = 1, runtime: str = "onnxruntime") -> Recognizer:
-        """Load every model.
+    def deployment(
+        self, runtime: str | None = None, precision: str | None = None, *, uncertified: bool = False
+    ) -> Deployment:
+        """One of the bundle's deployments; with neither runtime nor precision the one that serves.
 
         Args:
-            threads: Of one inference.
-            runtime: As named in the manifest, or one that reads its ONNX files.
+            runtime, precision: What is not given is as in the deployment that serves, where there is such a one.
+            uncertified: Also what was never compared with the reference, and the reference's own files on a runtime
+                that can read them.
         Raises:
-            ConfigError: the bundle has no models for that runtime.
-            BackendMissing, ArtifactError: from the runtime or the tables.
+            ConfigError: there is none, or it was never compared.
+        """
+        known = self.manifest.deployments
+        serving = next(each for each in known if each.name == self.manifest.serving)
+        wanted = (runtime or serving.runtime, precision or serving.precision)
+        names = ", ".join(each.name for each in known)
+        found = next((each for each in known if (each.runtime, each.precision) == wanted), None)
+        if found is None and precision is None:
+            found = next((each for each in known if each.runtime == runtime), None)
+        if found is None and uncertified:
+            found = self._plain(wanted[0], precision or "fp32")
+        if found is None:
+            raise ConfigError(
+                f"{self.folder} has no deployment {'/'.join(wanted)}; it has {names}; add it: "
+                f"l2r2 export {self.folder} --data DATA_SET --runtime {wanted[0]} --precision {wanted[1]}"
+            )
+        if not found.decisions and found is not self.manifest.reference and not uncertified:
+            raise ConfigError(
+                f"deployment {found.name} of {self.folder} was never compared with {'/'.join(REFERENCE)}; compare it "
+                f"where it runs: l2r2 export {self.folder} --data DATA_SET --runtime {found.runtime} "
+                f"--precision {found.precision}"
+            )
+        if found.eight_bits and saturates() and not uncertified:
+            raise ConfigError(
+                f"deployment {found.name} of {self.folder} was made and compared on a processor with VNNI, which this "
+                f"one lacks, and would answer otherwise; make it here: l2r2 export {self.folder} --data DATA_SET "
+                f"--runtime {found.runtime} --precision {found.precision}"
+            )
+        return found
+
+    def recognizer(
+        self,
+        runtime: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        *,
+        uncertified: bool = False,
+    ) -> Recognizer:
+        """Load every model of a deployment.
+
+        Args:
+            runtime, precision, uncertified: As for `deployment`.
+            threads: Of one inference; None: the deployment's.
+        Raises:
+            ConfigError: there is no such deployment.
+            BackendMissing, BackendError, ArtifactError: from the runtime or the tables.
+        """
+        return self.open(self.deployment(runtime, precision, uncertified=uncertified), threads)
+
+    def open(self, deployment: Deployment, threads: int | None = None) -> Recognizer:
+        """Load every model of a deployment whose files are in this folder.
+
+        Raises:
+            BackendMissing, BackendError, ArtifactError: from the runtime or the tables.
         """
         manifest = self.manifest
-        masks = manifest.localizer_masks
-        localizer_file = self._model("localizer", runtime)
-        session = open_session(localizer_file, runtime, threads=threads)
         classes = len(manifest.class_names)
-        classifiers = {}
-        for stage in Stage:
-            model = open_session(self._model(stage, runtime), runtime, threads=threads)
-            classifiers[stage] = SessionClassifier(model, next(iter(model.inputs)), classes)
+        sessions = {stage: self._session(deployment, stage, threads) for stage in deployment.models}
+        digests = {stage: manifest.files[model.file] for stage, model in deployment.models.items()}
         return Recognizer(
             class_names=manifest.class_names,
-            localizer=SaliencyLocalizer(
-                session,
-                manifest.localizer,
-                manifest.files[str(localizer_file.relative_to(self.folder).as_posix())],
-                input_name=next(iter(session.inputs)),
-                masks=masks,
+            localizer=open_localizer(
+                manifest.localizer, sessions, digests, masks=manifest.localizer_masks, size_px=deployment.size_px
             ),
-            classifiers=classifiers,
+            classifiers={
+                stage: SessionClassifier(sessions[stage], next(iter(sessions[stage].inputs)), classes)
+                for stage in Stage
+            },
             views=manifest.views,
             view_settings=manifest.view,
             policy=self.policy(),
-            priors=Priors.load(
-                self.folder / "priors.parquet", manifest.prior.alpha, manifest.prior.strength, manifest.prior.cap
-            ),
+            priors=self.priors(),
         )
 
     def policy(self) -> Policy:
         """Calibration, fusion and gate."""
         return read_policy(self.manifest.policy, self.folder / "fusion.npz", self.manifest.class_names)
 
-    def _model(self, stage: str, runtime: str) -> Path:
-        files = self.manifest.models[stage]
-        if runtime in READ_ONNX and runtime not in files:
-            runtime = ONNX
-        if runtime not in files:
-            raise ConfigError(f"{self.folder} has no {stage} model for {runtime!r}; it has {', '.join(sorted(files))}")
-        return self.folder / files[runtime]
+    def priors(self) -> Priors:
+        """Class × metadata counts."""
+        prior = self.manifest.prior
+        return Priors.load(self.folder / "priors.parquet", prior.alpha, prior.strength, prior.cap)
+
+    def _session(self, deployment: Deployment, stage: str, threads: int | None) -> RuntimeSession:
+        model, manifest = deployment.models[stage], self.manifest
+        return open_session(
+            self.folder / model.file,
+            model.runtime or deployment.runtime,
+            threads=threads or deployment.threads,
+            precision=model.precision,
+            pins=model.kept if model.file == manifest.reference.models[stage].file else (),  # else the file has them
+            cache=_engines_of(self.folder, deployment),
+            profile=ShapeProfile(model.shapes) if model.shapes else None,
+        )
+
+    def _plain(self, runtime: str, precision: str) -> Deployment | None:
+        check_names(runtime, precision)
+        if runtime not in READ_ONNX or not (precision == "fp32" or (runtime in HALVING and precision != "int8")):
+            return None
+        models = {
+            stage: model.model_copy(update={"precision": precision, "parity": {}, "tolerance": {}})
+            for stage, model in self.manifest.reference.models.items()
+        }
+        return Deployment(runtime=runtime, precision=precision, models=models)
+
+
+def _engines_of(folder: Path, deployment: Deployment) -> Path | None:
+    """Engines built ahead are in the bundle; what ONNX Runtime's TensorRT provider builds when opened is not."""
+    if deployment.runtime in BUILT_AHEAD:
+        return folder / ENGINES
+    return cache_folder() / ENGINES if deployment.runtime == "onnxruntime-tensorrt" else None
 
 
 def describe_policy(policy: Policy, class_names: Sequence[str]) -> PolicyManifest:
@@ -202,30 +218,89 @@ def read_policy(manifest: PolicyManifest, arrays: Path, class_names: Sequence[st
 
 
 def write_bundle(
-    folder: Path, manifest: Manifest, models: Mapping[str, Path], policy: Policy, priors: Priors
+    folder: Path,
+    manifest: Manifest,
+    models: Mapping[str, Path],
+    policy: Policy,
+    priors: Priors,
+    parity: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Bundle:
-    """Write a bundle, whole or not at all.
+    """Write a bundle with its reference deployment, whole or not at all.
 
     Args:
-        manifest: Its `files` and `models` are filled in here.
-        models: Stage (localizer, FG, FULL) → ONNX file.
+        manifest: Its `files` and `deployments` are filled in here.
+        models: Stage (localizer, FG, FULL, …) → ONNX file.
+        parity: Stage, and "decisions" → figures against the models that these were exported from.
     Raises:
         ArtifactError: a stage lacks its model, or the place cannot be written.
     """
-    missing = {"localizer", *Stage} - set(models)
+    missing = {LOCALIZER, *Stage} - set(models)
     if missing:
         raise ArtifactError(f"no model for {', '.join(sorted(missing))}; a bundle needs localizer, FG and FULL")
+    seen = parity or {}
+    runtime, precision = REFERENCE
+    reference = Deployment(
+        runtime=runtime,
+        precision=precision,
+        models={
+            str(stage): Model(file=f"models/{stage.lower()}.onnx", parity=dict(seen.get(stage, {}))) for stage in models
+        },
+        decisions=dict(seen.get("decisions", {})),
+    )
     with whole_folder(folder) as beside:
         (beside / "models").mkdir()
         for stage, path in models.items():
             shutil.copyfile(path, beside / "models" / f"{stage.lower()}.onnx")
         priors.save(beside / "priors.parquet")
         np.savez(beside / "fusion.npz", **policy.operator.parameters())  # type: ignore[arg-type]
-        places = {str(stage): {"onnxruntime": f"models/{stage.lower()}.onnx"} for stage in models}
-        files = {str(p.relative_to(beside).as_posix()): sha256(p) for p in sorted(beside.rglob("*")) if p.is_file()}
-        full = manifest.model_copy(update={"models": places, "files": files})
-        (beside / MANIFEST).write_text(full.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _write_manifest(beside, manifest.model_copy(update={"deployments": (reference,)}))
     return load_bundle(folder)
+
+
+def add_deployment(
+    bundle: Bundle, deployment: Deployment, files: Mapping[str, Path], *, serving: bool = False
+) -> Bundle:
+    """Write the bundle anew with one deployment more, or in place of the one of its name; whole or not at all.
+
+    Args:
+        files: Path in the bundle → file to copy there; what the bundle has already need not be named. Of an OpenVINO
+            IR both files, of an engine its header too.
+        serving: Whether this deployment serves from now on.
+    Raises:
+        ArtifactError: a model's file is neither there nor given, or the place cannot be written.
+    """
+    old = bundle.manifest
+    if deployment.name == old.reference.name and deployment.models != old.reference.models:
+        raise ArtifactError(
+            f"{deployment.name} is what all others are compared with; export the run again to change it"
+        )
+    others = tuple(each for each in old.deployments if each.name != deployment.name)
+    listed = (deployment, *others) if deployment.name == old.reference.name else (*others, deployment)
+    updated = old.model_copy(update={"deployments": listed, "serving": deployment.name if serving else old.serving})
+    stay = {name for each in updated.deployments for name in each.files}
+    with whole_folder(bundle.folder) as beside:
+        for name in old.files:
+            if not name.startswith("models/") or any(name == kept or _goes_with(name, kept) for kept in stay):
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.folder / name, beside / name)
+        for name, path in files.items():
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, beside / name)
+        if lost := sorted(name for name in stay if not (beside / name).is_file()):
+            raise ArtifactError(f"deployment {deployment.name} names {lost[0]}, which is not there; export it again")
+        _write_manifest(beside, updated)
+    return load_bundle(bundle.folder)
+
+
+def _goes_with(name: str, model: str) -> bool:
+    """Whether a file holds the weights of a model file."""
+    return name in {str(Path(model).with_suffix(".bin")), f"{model}.data"}
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    files = {str(p.relative_to(folder).as_posix()): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -239,7 +314,7 @@ def load_bundle(folder: Path) -> Bundle:
         text = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{folder} is no bundle: {MANIFEST} cannot be read ({error.strerror})") from None
-    manifest = _parse(text, path)
+    manifest = read_manifest(text, path)
     for name, digest in manifest.files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
@@ -250,28 +325,7 @@ def load_bundle(folder: Path) -> Bundle:
             raise ArtifactError(
                 f"{file} has changed since the bundle was written (sha256 differs); refused, copy it again"
             )
-    for name in {"priors.parquet", "fusion.npz", *(f for files in manifest.models.values() for f in files.values())}:
+    for name in ("priors.parquet", "fusion.npz"):
         if name not in manifest.files:
             raise ArtifactError(f"{path} has no checksum for {name}; refused, export the bundle again")
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest()[:12])
-
-
-def _parse(text: bytes, path: Path) -> Manifest:
-    try:
-        values = json.loads(text)
-        schema = values.get("schema_version")
-    except (ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path} is no manifest: {error}; copy the bundle again") from None
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise ArtifactError(f"{path} has schema {schema!r}; this version reads up to {SCHEMA}, upgrade l2r2")
-    try:
-        manifest = Manifest.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {place}: {first['msg']}; export the bundle again") from None
-    if {"localizer", *Stage} - set(manifest.models) or set(Stage) - set(manifest.views):
-        raise ArtifactError(f"{path} lacks a model or a view for localizer, FG or FULL; export the bundle again")
-    if set(Stage) - set(manifest.policy.temperatures):
-        raise ArtifactError(f"{path} lacks a temperature for FG or FULL; export the bundle again")
-    return manifest

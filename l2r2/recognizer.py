@@ -132,7 +132,7 @@ class Recognizer:
     def _locate(self, photos: Sequence[AnyPixels | Photograph], clock: _Clock) -> list[Region | None]:
         """Regions in pixels of the originals."""
         n = len(photos)
-        frames = _frames(photos, [_locating_scale(self.localizer, photo) for photo in photos], "decode", clock)
+        frames = _frames(photos, [locating_scale(self.localizer, photo) for photo in photos], "decode", clock)
         with clock.measure("locate", n):
             found = self.localizer.locate(frames)
         return [
@@ -285,7 +285,7 @@ def _frames(
         ]
 
 
-def _locating_scale(localizer: Localizer, photo: Pixels | Photograph) -> float:
+def locating_scale(localizer: Localizer, photo: Pixels | Photograph) -> float:
     """A localizer that does not say how many pixels it looks at gets all."""
     side = getattr(localizer, "side_px", None)
     return 1.0 if side is None else min(1.0, OVERSAMPLE * side / min(size_of(photo)))

@@ -28,6 +28,8 @@ CHECKED = (
     "l2r2.localization.sam",
     "l2r2.localization.truth",
     "l2r2.localization.detecting",
+    "l2r2.localization.frozen",
+    "l2r2.localization.preprocessing",
     "l2r2.classification.session",
     "l2r2.runtimes.onnx_runtime",
 )

@@ -15,11 +15,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from l2r2.bundle import Bundle, Manifest, PolicyManifest, PriorManifest, write_bundle
+from l2r2.bundle import Bundle, write_bundle
 from l2r2.calibration import Temperature
 from l2r2.cascade import Policy
 from l2r2.config import ImageSettings, SaliencySettings, ViewSettings
 from l2r2.fusion import make_operator
+from l2r2.manifest import Manifest, PolicyManifest, PriorManifest
 from l2r2.priors import count_priors
 from l2r2.types import Pixels, Stage, View
 
@@ -76,12 +77,10 @@ def make_tiny_manifest(**changes: Any) -> Manifest:
             strength=1.0,
             vocabularies={source: tuple(sorted(set(seen))) for source, seen in METADATA.items()},
         ),
-        "models": {},
         "model_names": {Stage.FG: "mean-colour", Stage.FULL: "mean-colour"},
         "dataset": "tiny",
         "dataset_digest": "0" * 12,
         "run_id": "none",
-        "parity": {},
         "validation": {},
     }
     return Manifest.model_validate({**values, **changes})
@@ -110,8 +109,8 @@ def make_tiny_bundle(folder: Path, **changes: Any) -> Bundle:
     return write_bundle(folder, manifest, models, policy, count_priors(LABELS, METADATA, len(CLASSES)))
 
 
-def save_localizer(path: Path, size: int) -> Path:
-    """Saliency = sigmoid(20 (brightest channel - 0.5)), undoing the localizer's own normalisation."""
+def save_localizer(path: Path, size: int | None) -> Path:
+    """Saliency = sigmoid(20 (brightest channel - 0.5)), undoing the localizer's own normalisation; None: any size."""
     mean = np.array([0.485, 0.456, 0.406], np.float32)
     std = np.array([0.229, 0.224, 0.225], np.float32)
     nodes = [
@@ -128,7 +127,8 @@ def save_localizer(path: Path, size: int) -> Path:
         "middle": np.float32(0.5),
         "gain": np.float32(20.0),
     }
-    return _save(path, nodes, weights, ("photo", [3, size, size]), ("saliency", [1, size, size]))
+    side: list[int | str] = [size or "height", size or "width"]
+    return _save(path, nodes, weights, ("photo", [3, *side]), ("saliency", [1, *side]))
 
 
 def save_classifier(path: Path, size: int, gain: float) -> Path:
@@ -146,8 +146,8 @@ def _save(
     path: Path,
     nodes: list[onnx.NodeProto],
     weights: dict[str, Any],
-    given: tuple[str, list[int]],
-    wanted: tuple[str, list[int]],
+    given: tuple[str, list[int | str]],
+    wanted: tuple[str, list[int | str]],
 ) -> Path:
     graph = helper.make_graph(
         nodes,

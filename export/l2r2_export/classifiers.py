@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2r2.errors import ExportError
-from l2r2_export.graphs import MIN_OPSET, OPSET, first_line, require_onnx, save_checked
+from l2r2_export.graphs import MIN_OPSET, OPSET, first_line, quiet, require_onnx, save_checked
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +37,7 @@ def export_classifier(network: torch.nn.Module, size_px: int, path: Path, opset:
     training = network.training
     network.eval()
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (torch.zeros(2, 3, size_px, size_px),),  # two: one would be taken for a constant
@@ -64,19 +60,3 @@ def export_classifier(network: torch.nn.Module, size_px: int, path: Path, opset:
     if not batch.dim_param:
         raise ExportError(f"{what} was exported for a batch of {batch.dim_value} only; expected any, try another model")
     save_checked(model, path, what)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither warnings nor log lines of the exporter: what matters is raised or checked."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

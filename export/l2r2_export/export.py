@@ -11,24 +11,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32
 
-from l2r2 import weights
-from l2r2.bundle import MANIFEST, Bundle, Manifest, write_bundle
+from l2r2.bundle import Bundle, write_bundle
 from l2r2.classification import SessionClassifier
-from l2r2.config import SaliencySettings
 from l2r2.datasets import Dataset
 from l2r2.errors import DatasetError, ExportError
 from l2r2.experiments import Experiment
 from l2r2.experiments.localizing import MASKED
-from l2r2.files import sha256
-from l2r2.localization import SaliencyLocalizer
+from l2r2.manifest import MANIFEST, Manifest
 from l2r2.recognizer import Recognizer
 from l2r2.runtimes import OnnxRuntimeSession
-from l2r2.types import Classifier, Photos, Stage
+from l2r2.types import Classifier, Localizer, Photos, Stage
 from l2r2.views import normalize, render
-from l2r2_export import classifiers, localizer
+from l2r2_export import classifiers
 from l2r2_export.graphs import require_onnx
-from l2r2_export.parity import check_classifier, check_decisions, check_localizer
-from l2r2_export.slices import Photographs, Remembering
+from l2r2_export.localizers import ExportedLocalizer, compare_localizer, export_localizer, reference_localizer
+from l2r2_export.parity import check_classifier, check_decisions
+from l2r2_export.slices import Photographs, evenly
 
 if TYPE_CHECKING:
     import torch
@@ -76,10 +74,11 @@ def export_experiment(
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out} is there and is no bundle; it would be replaced, give another --out")
     with tempfile.TemporaryDirectory() as folder:
-        models, references = _export(experiment, Path(folder), on_step)
-        parity = _compare(experiment, photographs.split("val"), models, references, slice_size, on_step)
-        manifest = _manifest(experiment, parity)
-        return write_bundle(out, manifest, models, experiment.policy, experiment.priors)
+        models, references, located_by = _export(experiment, Path(folder), on_step)
+        parity = _compare(experiment, photographs.split("val"), models, references, located_by, slice_size, on_step)
+        return write_bundle(
+            out, _manifest(experiment, located_by), models, experiment.policy, experiment.priors, parity
+        )
 
 
 def check_dataset(experiment: Experiment, photographs: Dataset) -> None:
@@ -96,15 +95,16 @@ def check_dataset(experiment: Experiment, photographs: Dataset) -> None:
         )
 
 
-def _export(experiment: Experiment, folder: Path, on_step: OnStep) -> tuple[dict[str, Path], dict[Stage, Classifier]]:
-    """Model files, and the classifiers in PyTorch that they came from."""
+def _export(
+    experiment: Experiment, folder: Path, on_step: OnStep
+) -> tuple[dict[str, Path], dict[Stage, Classifier], ExportedLocalizer]:
+    """Model files, the classifiers in PyTorch that they came from, and the localizer among them."""
     from l2r2.classification.timm_model import TorchClassifier
 
     context = experiment.context
-    models = {"localizer": folder / "localizer.onnx"}
     on_step(0, STEPS[0])
-    found_by = _saliency(experiment)
-    localizer.export_saliency(weights.fetch(found_by.name), models["localizer"], found_by.size_px)
+    located_by = export_localizer(experiment.recipe.localizer, folder)
+    models: dict[str, Path] = dict(located_by.models)
     references: dict[Stage, Classifier] = {}
     for done, stage in enumerate(Stage, start=1):
         on_step(done, STEPS[done])
@@ -112,7 +112,7 @@ def _export(experiment: Experiment, folder: Path, on_step: OnStep) -> tuple[dict
         references[stage] = TorchClassifier(network)
         models[stage] = folder / f"{stage}.onnx"
         classifiers.export_classifier(network, context.view.size_px, models[stage])
-    return models, references
+    return models, references, located_by
 
 
 def _network(experiment: Experiment, stage: Stage) -> torch.nn.Module:
@@ -130,11 +130,31 @@ def _network(experiment: Experiment, stage: Stage) -> torch.nn.Module:
     return network
 
 
+def save_torch(experiment: Experiment, stage: Stage, path: Path) -> Path:
+    """Write a stage's network for the runtime torch; gives the path.
+
+    Raises:
+        ExportError: it is no timm model.
+        ArtifactError: the place cannot be written.
+    """
+    from l2r2.classification.timm_model import takes_size
+    from l2r2.runtimes.torch_session import save_timm
+
+    model, context = experiment.recipe.train.model, experiment.context
+    if experiment.recipe.vlm is not None or ":" in model:
+        name = model if experiment.recipe.vlm is None else experiment.recipe.vlm.model
+        raise ExportError(f"runtime torch runs timm models, and {name!r} is none; choose another runtime")
+    network = _network(experiment, stage)
+    save_timm(path, network, model, len(context.class_names), context.view.size_px, takes_size(model))
+    return path
+
+
 def _compare(
     experiment: Experiment,
     validation: Dataset,
     models: Mapping[str, Path],
     references: Mapping[Stage, Classifier],
+    located_by: ExportedLocalizer,
     slice_size: int,
     on_step: OnStep,
 ) -> Parity:
@@ -142,8 +162,9 @@ def _compare(
     chosen = evenly(len(validation), slice_size)
     paths, metadata = validation.paths(), validation.metadata(recipe.prior.sources)
     photos = Photographs([paths[i] for i in chosen], recipe.images)
-    source = weights.fetch(_saliency(experiment).name)
-    before, after = (_localizer(experiment, file) for file in (source, models["localizer"]))
+    masks = _masks(experiment)
+    before = reference_localizer(recipe.localizer, masks=masks)
+    after = located_by.open(masks=masks)
     exported = {
         stage: SessionClassifier(
             OnnxRuntimeSession(models[stage], THREADS), classifiers.INPUT, len(context.class_names)
@@ -151,7 +172,7 @@ def _compare(
         for stage in Stage
     }
     on_step(3, STEPS[3])
-    parity = {"localizer": check_localizer(before, after, photos)}
+    parity = {"localizer": compare_localizer(before, after, photos)}
     for done, stage in enumerate(Stage, start=4):
         on_step(done, STEPS[done])
         images = _images(experiment, stage, before, photos)
@@ -167,32 +188,14 @@ def _compare(
     return parity
 
 
-def evenly(n: int, count: int) -> list[int]:
-    """At most `count` places of 0 … n - 1, first and last among them, evenly spread and ascending."""
-    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, count)).round())]
-
-
-def _localizer(experiment: Experiment, file: Path) -> SaliencyLocalizer:
-    session = OnnxRuntimeSession(file, THREADS)
-    return SaliencyLocalizer(
-        Remembering(session),
-        _saliency(experiment),
-        sha256(file),
-        input_name=next(iter(session.inputs)),
-        masks=_masks(experiment),
-    )
-
-
 def _images(
-    experiment: Experiment, stage: Stage, before: SaliencyLocalizer, photos: Photos
+    experiment: Experiment, stage: Stage, before: Localizer, photos: Photos
 ) -> Float32[np.ndarray, "n 3 size size"]:
     view, settings = experiment.context.views[stage], experiment.context.view
     return normalize([render(photo, before.locate([photo])[0], view, settings) for photo in photos], settings)
 
 
-def _recognizer(
-    experiment: Experiment, located_by: SaliencyLocalizer, stages: Mapping[Stage, Classifier]
-) -> Recognizer:
+def _recognizer(experiment: Experiment, located_by: Localizer, stages: Mapping[Stage, Classifier]) -> Recognizer:
     context = experiment.context
     return Recognizer(
         class_names=context.class_names,
@@ -205,34 +208,25 @@ def _recognizer(
     )
 
 
-def _manifest(experiment: Experiment, parity: Parity) -> Manifest:
+def _manifest(experiment: Experiment, located_by: ExportedLocalizer) -> Manifest:
     recipe, context = experiment.recipe, experiment.context
     return Manifest(
         name=recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         class_names=context.class_names,
         images=recipe.images,
-        localizer=_saliency(experiment),
+        localizer=located_by.described,
         localizer_masks=_masks(experiment),
         views=context.views,
         view=context.view,
         policy=experiment.policy_manifest,
         prior=experiment.prior_manifest,
-        models={},
         model_names=dict.fromkeys(Stage, recipe.train.model if recipe.vlm is None else recipe.vlm.model),
         dataset=context.dataset,
         dataset_digest=context.dataset_digest,
         run_id=experiment.run_id,
-        parity=parity,
         validation=context.validation,
     )
-
-
-def _saliency(experiment: Experiment) -> SaliencySettings:
-    settings = experiment.recipe.localizer
-    if not isinstance(settings, SaliencySettings):
-        raise ExportError(f"localizer {settings.name!r} has no export yet; expected u2netp")
-    return settings
 
 
 def _masks(experiment: Experiment) -> bool:

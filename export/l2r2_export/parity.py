@@ -109,7 +109,7 @@ def check_classifier(
         ParityError: outside the tolerance, another top class, or the exported model failed.
         InputError: no images.
     """
-    n = _count(len(images), what)
+    n = count(len(images), what)
     wanted = np.concatenate([reference.logits(images[i : i + BATCH]) for i in range(0, n, BATCH)])
     try:
         got = np.concatenate([exported.logits(images[i : i + BATCH]) for i in range(0, n, BATCH)])
@@ -119,7 +119,7 @@ def check_classifier(
     if got.shape != wanted.shape:
         raise ParityError(f"{what}: the exported model gave logits {got.shape}; expected {wanted.shape}, export again")
     figures = asdict(compare_logits(wanted, got, single))
-    _gate(what, figures, {"max_abs": tolerance, "batch_max_abs": tolerance}, {"top1_agreement": AGREEMENT})
+    gate(what, figures, {"max_abs": tolerance, "batch_max_abs": tolerance}, {"top1_agreement": AGREEMENT})
     return figures
 
 
@@ -148,7 +148,7 @@ def check_localizer(reference: SaliencyLocalizer, exported: SaliencyLocalizer, p
         ParityError: outside the tolerances, or the exported model failed.
         InputError: no photographs.
     """
-    n = _count(len(photos), "localizer")
+    n = count(len(photos), "localizer")
     worst, ious, agree = [], [1.0], []
     singles = []
     try:
@@ -173,7 +173,7 @@ def check_localizer(reference: SaliencyLocalizer, exported: SaliencyLocalizer, p
     )
     figures = asdict(parity)
     at_most = {"max_abs": SALIENCY_TOLERANCE, "batch_max_abs": SALIENCY_TOLERANCE}
-    _gate("localizer", figures, at_most, {"min_iou": MIN_IOU, "found_agreement": AGREEMENT})
+    gate("localizer", figures, at_most, {"min_iou": MIN_IOU, "found_agreement": AGREEMENT})
     return figures
 
 
@@ -189,7 +189,7 @@ def check_decisions(
         ParityError: an answer, or the stages that ran for it, differ.
         InputError: no photographs, or another number of metadata.
     """
-    n = _count(len(photos), "decisions")
+    n = count(len(photos), "decisions")
     answers, stages, apart, skipped = [], [], [0.0], []
     for photo, known in zip(photos, metadata, strict=True):
         before, after = (each.recognize([photo], [known])[0] for each in (reference, exported))
@@ -206,7 +206,7 @@ def check_decisions(
         n=float(n),
     )
     figures = asdict(parity)
-    _gate("decisions", figures, {}, {"answer_agreement": AGREEMENT, "stage_agreement": AGREEMENT})
+    gate("decisions", figures, {}, {"answer_agreement": AGREEMENT, "stage_agreement": AGREEMENT})
     return figures
 
 
@@ -217,14 +217,23 @@ def box_iou(first: Region, second: Region) -> float:
     return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
 
 
-def _count(n: int, what: str) -> int:
+def count(n: int, what: str) -> int:
+    """How many photographs there are to compare on.
+
+    Raises:
+        InputError: none.
+    """
     if n == 0:
         raise InputError(f"{what}: no photographs to compare on; expected at least one, give a validation split")
     return n
 
 
-def _gate(what: str, figures: Mapping[str, float], at_most: Mapping[str, float], at_least: Mapping[str, float]) -> None:
-    """Written so that a figure that is not a number fails."""
+def gate(what: str, figures: Mapping[str, float], at_most: Mapping[str, float], at_least: Mapping[str, float]) -> None:
+    """Refuse figures outside their limits; one that is not a number is outside.
+
+    Raises:
+        ParityError: with all figures.
+    """
     broken = [
         f"{name} {figures[name]:.3g}, at most {limit:g}"
         for name, limit in at_most.items()

@@ -11,7 +11,8 @@ import numpy as np
 
 from l2r2.config import ImageSettings
 from l2r2.images import read
-from l2r2.types import Pixels, Session
+from l2r2.runtimes import RuntimeSession
+from l2r2.types import Pixels
 
 
 class Photographs(Sequence[Pixels]):
@@ -45,8 +46,9 @@ class Remembering:
     A localizer costs most of a comparison and is asked for the same photograph by each of its checks.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RuntimeSession) -> None:
         self._session = session
+        self.inputs: Mapping[str, Sequence[int | str]] = session.inputs
         self._known: dict[bytes, Mapping[str, np.ndarray]] = {}
 
     def infer(self, feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -59,3 +61,8 @@ class Remembering:
         if place not in self._known:
             self._known[place] = self._session.infer(feed)
         return self._known[place]
+
+
+def evenly(n: int, count: int) -> list[int]:
+    """At most `count` places of 0 … n - 1, first and last among them, evenly spread and ascending."""
+    return [int(i) for i in np.unique(np.linspace(0, n - 1, min(n, count)).round())]

@@ -65,6 +65,11 @@ def build_network(settings: TrainSettings, classes: int, *, size_px: int | None 
     return network
 
 
+def takes_size(model: str) -> bool:
+    """Whether timm builds that architecture for one size of input, as those with position embeddings."""
+    return _takes("img_size", model)
+
+
 def create_network(
     model: str, classes: int, *, pretrained: bool = False, size_px: int | None = None, drop_path: float = 0.0
 ) -> torch.nn.Module:
@@ -83,7 +88,7 @@ def create_network(
         near = difflib.get_close_matches(model, timm.list_models())
         raise ConfigError(f"timm has no model {model!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     options: dict[str, float] = {}
-    if size_px is not None and _takes("img_size", model):
+    if size_px is not None and takes_size(model):
         options["img_size"] = size_px
     if drop_path > 0:
         if not _takes("drop_path_rate", model):

@@ -86,6 +86,8 @@ def evaluate(
     bundle: Annotated[str, typer.Argument(help="Folder of a bundle, or models:/NAME@ALIAS.")],
     data: Data,
     out: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="Of the bundle's deployments.", show_default="serving")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the bundle's deployments.", show_default="serving")] = None,
     timed: Annotated[int, typer.Option(min=1, help="Photographs to time, one at a time.")] = 40,
     tracking_uri: Uri = None,
     as_json: Json = False,
@@ -103,7 +105,8 @@ def evaluate(
     folder = store.fetch(bundle) if bundle.startswith("models:/") else Path(bundle)
     photographs, checked = load_dataset(data), load_bundle(folder)
     with progress_bars() as bars:
-        result = evaluate_bundle(checked, photographs, bars, store, timed)
+        deployment = checked.deployment(runtime, precision)
+        result = evaluate_bundle(checked, photographs, bars, store, timed, deployment)
     if out is not None:
         result.save(out)
     if as_json:
@@ -121,15 +124,31 @@ def evaluate(
             typer.echo(f"figure: {path}")
 
 
-def compare(first: str, second: str, tracking_uri: Uri = None, as_json: Json = False) -> None:
-    """Print how much better the second run is than the first, with paired bootstrap intervals by group.
+def compare(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN …", help="Two experiments; or profiles.")] = None,
+    profiles: Annotated[str | None, typer.Option(metavar="BUNDLE", help="All profiles of a bundle's name.")] = None,
+    tracking_uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Print how much better the second run is than the first, with paired bootstrap intervals by group; or profiles
+    side by side.
 
-    Example: l2r2 compare RUN_ID RUN_ID
+    Examples: l2r2 compare RUN_ID RUN_ID; l2r2 compare --profiles demo
     """
-    from l2r2.experiments.compare import compare_runs
+    from l2r2.experiments.compare import compare_profiles, compare_runs, profile_runs
     from l2r2.tracking import Store
 
-    found = compare_runs(Store(tracking_uri), first, second)
+    store, ids = Store(tracking_uri), runs or []
+    if profiles is not None and ids:
+        raise ConfigError("give either runs or --profiles BUNDLE")
+    if profiles is not None or (ids and all(store.tags_of(run_id).get("kind") == "profile" for run_id in ids)):
+        side_by_side = compare_profiles(store, ids or profile_runs(store, str(profiles)))
+        typer.echo(json.dumps(asdict(side_by_side), ensure_ascii=False) if as_json else side_by_side.markdown())
+        return
+    if len(ids) != 2:
+        raise ConfigError(f"{len(ids)} runs to compare; expected two experiments, or profiles of l2r2 profile")
+    first, second = ids
+    found = compare_runs(store, first, second)
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in found], ensure_ascii=False))
         return
@@ -160,6 +179,11 @@ def bundle(folder: Path, as_json: Json = False) -> None:
     for stage, view in manifest.views.items():
         typer.echo(f"  {stage} looks at {view} with {manifest.model_names[stage]}")
     typer.echo(f"  FULL runs when FG's confidence is at most {policy.threshold:.3f}; then {policy.operator}")
+    for deployment in manifest.deployments:
+        stages = ", ".join(f"{stage} {model.precision}" for stage, model in deployment.models.items())
+        state = "" if deployment.decisions or deployment is manifest.reference else ", never compared"
+        serving = ", serves" if deployment.name == manifest.serving else ""
+        typer.echo(f"  {deployment.name}: {stages}{state}{serving}")
     for source, values in manifest.prior.vocabularies.items():
         simulated = " (simulated)" if manifest.prior.simulated else ""
         shown = sorted(values, key=lambda value: (len(value), value)) if source == "month" else values

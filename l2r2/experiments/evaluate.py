@@ -19,6 +19,7 @@ from l2r2.experiments.report import PREDICTIONS
 from l2r2.experiments.tables import accuracies
 from l2r2.files import write_text
 from l2r2.images import read_photograph
+from l2r2.manifest import Deployment
 from l2r2.metrics import Interval, bootstrap
 from l2r2.recognizer import Recognizer
 from l2r2.tracking import Store
@@ -60,13 +61,19 @@ class Evaluation:
 
 
 def evaluate_bundle(
-    bundle: Bundle, dataset: Dataset, progress: Progress, store: Store | None = None, timed: int = 40
+    bundle: Bundle,
+    dataset: Dataset,
+    progress: Progress,
+    store: Store | None = None,
+    timed: int = 40,
+    deployment: Deployment | None = None,
 ) -> Evaluation:
     """Answer every labelled photograph of the test sets, and time some of them from file to answer.
 
     Args:
         store: Where the bundle's run may be; its other systems then stand beside the cascade.
         timed: Photographs to time, evenly spread over the test sets.
+        deployment: Of the bundle; None: the one that serves.
     Raises:
         DatasetError: the classes differ from the bundle's, or there is no test set.
     """
@@ -78,11 +85,13 @@ def evaluate_bundle(
     sets = [name for name in dataset.test_sets if dataset.split(name).table["label"].null_count() == 0]
     if not sets:
         raise DatasetError(f"{dataset.folder} has no labelled test set; expected a split besides train and val")
-    recognizer = bundle.recognizer()
+    chosen = deployment or bundle.deployment()
+    recognizer = bundle.open(chosen)
     run_id = bundle.manifest.run_id
     context = _context(store, run_id)
     judged = _tracked(store, run_id)
-    key = str(context.get("localizer_key", recognizer.localizer.key))
+    reference = chosen == bundle.manifest.reference  # its localizer is the experiment's, another finds other regions
+    key = str(context.get("localizer_key", "")) if reference else ""
     rows: dict[str, dict[str, Interval]] = {}
     skipped = {}
     for name in sets:
@@ -104,7 +113,7 @@ def _answer_all(
     recognizer: Recognizer, part: Dataset, bundle: Bundle, dataset: Dataset, key: str, progress: Progress
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Without and with metadata; regions from the data set's cache where they are, else the bundle's own."""
-    cached = region_cache(dataset, key).load()
+    cached = region_cache(dataset, key or recognizer.localizer.key).load()
     plain: list[Prediction] = []
     known: list[Prediction] = []
     paths, metadata, digests = part.paths(), part.metadata(), part.table["digest"].to_list()

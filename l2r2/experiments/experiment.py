@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from l2r2.bundle import PolicyManifest, PriorManifest, describe_policy, read_policy
+from l2r2.bundle import describe_policy, read_policy
 from l2r2.cascade import Policy
 from l2r2.config import Recipe, Settings, ViewSettings
 from l2r2.files import write_text
+from l2r2.manifest import PolicyManifest, PriorManifest
 from l2r2.priors import Priors
 from l2r2.tracking import Run, Store
 from l2r2.types import Stage, View

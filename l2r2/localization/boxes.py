@@ -1,16 +1,32 @@
-"""From a detector's boxes to regions: conventions (as the published processors have them), choice, union."""
+"""From a detector's boxes to one region: conventions (as the published processors have them), choice, masks, union."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from l2r2.config import DetectorSettings
-from l2r2.types import Region
+from l2r2.types import Mask, Pixels, Region
 
 Boxes = Float[np.ndarray, "n 4"]
+
+
+@runtime_checkable
+class Masks(Protocol):
+    """Cuts out what boxes hold: `Segmenter` in torch, `SessionSegmenter` on a runtime."""
+
+    @property
+    def key(self) -> str:
+        """Changes with the weights."""
+        ...
+
+    def masks(self, photo: Pixels, regions: Sequence[Region]) -> list[Mask]:
+        """One of the photograph's size a region, in order."""
+        ...
 
 
 def corners(boxes_cxcywh: Boxes) -> Boxes:
@@ -58,6 +74,27 @@ def overlap(box: Float[np.ndarray, " 4"], others: Boxes) -> Float[np.ndarray, " 
     areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
     union = np.prod(box[2:] - box[:2]) + areas - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def decide(
+    photo: Pixels, found: Sequence[Sequence[Region]], combine: Literal["best", "union"], segmenter: Masks | None
+) -> list[Region | None]:
+    """One region a prompt from its instances, surest first: the first or all of them, cut out where there is SAM.
+
+    A box becomes that of its mask; an empty mask is nothing, and so is a prompt of which nothing is left.
+    """
+    if combine == "best":
+        found = [instances[:1] for instances in found]
+    if segmenter is not None:
+        masks = iter(segmenter.masks(photo, [region for instances in found for region in instances]))
+        found = [_cut(instances, [next(masks) for _ in instances]) for instances in found]
+    return [unite(instances) if instances else None for instances in found]
+
+
+def _cut(instances: Sequence[Region], masks: Sequence[Mask]) -> list[Region]:
+    boxes = [mask_box(mask) for mask in masks]
+    cut = zip(instances, boxes, masks, strict=True)
+    return [replace(region, box_xyxy_px=box, mask=mask) for region, box, mask in cut if box is not None]
 
 
 def unite(regions: Sequence[Region]) -> Region:

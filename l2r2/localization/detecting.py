@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from l2r2.config import DetectorSettings
 from l2r2.errors import ConfigError, DatasetError
-from l2r2.localization.boxes import mask_box, unite
+from l2r2.localization.boxes import Masks, decide
 from l2r2.localization.grounding_dino import GroundingDinoDetector
 from l2r2.localization.hub import load_checkpoint
 from l2r2.localization.owl import OwlDetector
 from l2r2.localization.sam import load_segmenter
-from l2r2.types import Mask, Photos, Pixels, Region
+from l2r2.types import Photos, Pixels, Region
 
 KINDS = {"grounding_dino": "grounding-dino", "owlv2": "owlv2", "owlvit": "owlvit"}
 """Name in the settings → what a checkpoint's configuration says."""
@@ -33,54 +32,21 @@ class Detector(Protocol):
         ...
 
 
-@runtime_checkable
-class Masks(Protocol):
-    """Cuts out what boxes hold; `Segmenter` is one."""
-
-    @property
-    def key(self) -> str:
-        """Changes with the weights."""
-        ...
-
-    def masks(self, photo: Pixels, regions: Sequence[Region]) -> list[Mask]:
-        """One of the photograph's size a region, in order."""
-        ...
-
-
 class _Detecting:
     """What the three localizers share."""
 
     def __init__(self, detector: Detector, segmenter: Masks | None, settings: DetectorSettings) -> None:
-        self._detector, self._segmenter, self._settings = detector, segmenter, settings
+        self.detector, self.segmenter, self.settings = detector, segmenter, settings
         sam = "" if segmenter is None else f"-{segmenter.key}"
         self.key = f"{settings.name}-{detector.key}{sam}-{settings.digest()}"
 
     def regions(self, photo: Pixels, prompts: Sequence[Sequence[str]]) -> list[Region | None]:
         """One region a prompt: the surest instance or all of them (`combine`), masked where there is SAM."""
-        found = self._detector.detect(photo, prompts)
-        if self._settings.combine == "best":
-            found = [regions[:1] for regions in found]
-        if self._segmenter is not None:
-            found = self._masked(photo, found)
-        return [unite(regions) if regions else None for regions in found]
+        return decide(photo, self.detector.detect(photo, prompts), self.settings.combine, self.segmenter)
 
     def prompt(self, words: str) -> list[str]:
         """The words alone, or in each of the settings' texts."""
-        return [text.replace("{}", words) for text in self._settings.texts] or [words]
-
-    def _masked(self, photo: Pixels, found: list[list[Region]]) -> list[list[Region]]:
-        """Boxes become those of their masks; an empty mask is nothing."""
-        assert self._segmenter is not None
-        masks = iter(self._segmenter.masks(photo, [region for regions in found for region in regions]))
-        masked = []
-        for regions in found:
-            kept = []
-            for region, mask in zip(regions, masks, strict=False):
-                box = mask_box(mask)
-                if box is not None:
-                    kept.append(replace(region, box_xyxy_px=box, mask=mask))
-            masked.append(kept)
-        return masked
+        return [text.replace("{}", words) for text in self.settings.texts] or [words]
 
 
 class DetectingLocalizer(_Detecting):
@@ -88,7 +54,15 @@ class DetectingLocalizer(_Detecting):
 
     def locate(self, photos: Photos) -> list[Region | None]:
         """One region or None a photograph, in order."""
-        return [self.regions(photo, [self._settings.texts])[0] for photo in photos]
+        return [self.regions(photo, [self.settings.texts])[0] for photo in photos]
+
+    def instances(self, photos: Photos) -> list[list[Region]]:
+        """All that counts in each photograph, surest first, without masks."""
+        return [self.detector.detect(photo, [self.settings.texts])[0] for photo in photos]
+
+    def decide(self, photo: Pixels, instances: Sequence[Region]) -> Region | None:
+        """The region that a photograph's instances make."""
+        return decide(photo, [instances], self.settings.combine, self.segmenter)[0]
 
 
 class OracleLocalizer(_Detecting):

@@ -45,7 +45,7 @@ class OwlDetector:
         height, width = photo.shape[:2]
         pixels = self._processor.image_processor(images=Image.fromarray(photo), return_tensors="pt")["pixel_values"]
         with self._turn, torch.inference_mode():
-            queries = torch.stack([self._query(tuple(prompt)) for prompt in prompts])
+            queries = torch.stack([self.query(tuple(prompt)) for prompt in prompts])
             scores, boxes = self.scores_and_boxes(pixels.to(self._device), queries)
             by_prompt: np.ndarray = scores[0].T.cpu().numpy()
             shares: np.ndarray = boxes[0].cpu().numpy()
@@ -61,10 +61,12 @@ class OwlDetector:
         """
         features, _ = self._model.image_embedder(pixels)
         flat = features.flatten(1, 2)
-        logits, _ = self._model.class_predictor(flat, queries[None].expand(len(flat), -1, -1))
+        flat_queries = queries[None].expand(flat.shape[0], -1, -1)  # len() would fix the batch of an export
+        logits, _ = self._model.class_predictor(flat, flat_queries)
         return logits.sigmoid(), self._model.box_predictor(flat, features)
 
-    def _query(self, texts: tuple[str, ...]) -> torch.Tensor:
+    def query(self, texts: tuple[str, ...]) -> torch.Tensor:
+        """The embedding "d" of what texts say together; read once and kept."""
         known = self._queries.get(texts)
         if known is None:
             longest = self._model.config.text_config.max_position_embeddings

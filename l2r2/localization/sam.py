@@ -34,6 +34,7 @@ class Segmenter:
         """
         from segment_anything import SamPredictor
 
+        self.model = model
         self._predictor = SamPredictor(model)
         self._turn = Lock()
         self.key = key

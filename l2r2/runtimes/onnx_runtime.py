@@ -77,6 +77,8 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # A pattern holds a second copy of every activation's memory: 180 MB for U²-Netp, and no quicker.
+        options.enable_mem_pattern = False
         # Idle threads that spin take the core from whoever has work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [CPU] if gpu is None else _providers(gpu)

@@ -62,7 +62,7 @@ def open_session(
         pins: Layers that the engine keeps in float32; part of what names it.
         cache: Folder of engines, and of what ONNX Runtime's TensorRT provider and OpenVINO compile; None: nothing is
             kept. Nobody else may be able to write to it.
-        profile: Shapes that the engine is built for; part of what names it.
+        profile: Shapes that the engine is built for, part of what names it; those that OpenVINO compiles for.
         device: Index of the GPU.
     Raises:
         ConfigError: no such runtime or precision, or a thread count below one.
@@ -79,7 +79,7 @@ def open_session(
     if runtime in PROVIDERS:
         return OnnxRuntimeSession(file, threads, Gpu(PROVIDERS[runtime], device, precision, folder, profile))
     if runtime == "openvino":
-        return OpenVinoSession(file, threads, precision, folder)
+        return OpenVinoSession(file, threads, precision, folder, profile)
     if runtime == "torch":
         return TorchSession(file, threads, precision)
     package = load_runtime(runtime)

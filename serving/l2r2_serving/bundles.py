@@ -118,13 +118,18 @@ def find_bundle(place: str, tracking_uri: str | None = None) -> Bundle:
     return load_bundle(Path(place))
 
 
-def open_bundle(bundle: Bundle) -> OpenBundle:
+def open_bundle(
+    bundle: Bundle, runtime: str | None = None, precision: str | None = None, threads: int | None = None
+) -> OpenBundle:
     """Load every model of a checked bundle; seconds.
 
+    Args:
+        runtime, precision, threads: As `Bundle.recognizer`; None: as the bundle says.
     Raises:
-        ArtifactError, BackendMissing, ConfigError: as `Bundle.recognizer`.
+        ConfigError, BackendMissing, BackendError, ArtifactError: as `Bundle.recognizer`.
     """
-    return OpenBundle(bundle.manifest.name, bundle.version, bundle.recognizer(threads=1), bundle.manifest.images)
+    recognizer = bundle.recognizer(runtime, precision, threads)
+    return OpenBundle(bundle.manifest.name, bundle.version, recognizer, bundle.manifest.images)
 
 
 def _warm_up_photo() -> tuple[Pixels, Region]:

@@ -30,6 +30,15 @@ def serve(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 50051,
+    runtime: Annotated[
+        str | None, typer.Option(help="Of the bundle's deployments.", show_default="as the bundle says")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the bundle's deployments.", show_default="as the bundle says")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of one inference, on a CPU.", show_default="as the bundle says")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Photos recognized at once.", show_default="number of cores")
     ] = None,
@@ -59,6 +68,9 @@ def serve(
     settings = ServerSettings(
         host=host,
         port=port,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
         workers=workers,
         max_queue=max_queue,
         max_message_mb=max_message_mb,
@@ -68,7 +80,8 @@ def serve(
     found = find_bundle(bundle, tracking_uri)
 
     def ready(address: str) -> None:
-        typer.echo(f"l2r2 serve: ready on {address}, bundle {found.manifest.name} {found.version}")
+        deployment = found.deployment(runtime, precision).name
+        typer.echo(f"l2r2 serve: ready on {address}, bundle {found.manifest.name} {found.version}, {deployment}")
 
     asyncio.run(server.serve(found, settings, ready))
 

@@ -93,7 +93,8 @@ class RecognitionServer:
             ArtifactError, BackendError, ConfigError: as `open_bundle` and `OpenBundle.warm_up`.
         """
         loop = asyncio.get_running_loop()
-        opened = await loop.run_in_executor(self._pool, open_bundle, bundle)
+        chosen = self._settings.runtime, self._settings.precision, self._settings.threads
+        opened = await loop.run_in_executor(self._pool, open_bundle, bundle, *chosen)
         workers = self._settings.worker_count
         together = threading.Barrier(workers)
 

@@ -19,6 +19,12 @@ class ServerSettings(Settings):
     """0: a free one."""
     workers: int | None = Field(None, ge=1, le=1024)
     """Photographs recognized at once; None: one a core, the fastest where each inference has one thread."""
+    runtime: str | None = None
+    """Of the bundle's deployments; None: the one that serves."""
+    precision: str | None = None
+    """As `runtime`."""
+    threads: int | None = Field(None, ge=1)
+    """Of one inference, on a CPU; None: as the deployment says. Workers times threads should not exceed the cores."""
     max_queue: int | None = Field(None, ge=1)
     """Requests in flight, running and waiting, beyond which callers are refused; None: four a worker."""
     max_message_mb: int = Field(MAX_MESSAGE_MB, ge=1, le=1024)

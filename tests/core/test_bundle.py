@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from l2r2.bundle import SCHEMA, PolicyManifest, describe_policy, load_bundle, read_policy, write_bundle
+from l2r2.bundle import describe_policy, load_bundle, read_policy, write_bundle
 from l2r2.calibration import Temperature
 from l2r2.cascade import Policy, Veto
 from l2r2.conformal import PredictionSets
@@ -22,6 +22,7 @@ from l2r2.fusion import (
     WeightedLogits,
 )
 from l2r2.logspace import log_normalize
+from l2r2.manifest import SCHEMA, PolicyManifest
 from l2r2.priors import count_priors
 from l2r2.types import Stage, make_metadata
 from tests.tiny import CLASSES, LABELS, METADATA, MUDDY, make_photo, make_tiny_bundle, make_tiny_manifest, make_uniform
@@ -47,6 +48,10 @@ def edit(folder, change):
     path.write_text(json.dumps(values))
 
 
+def models_of(bundle):
+    return {stage: bundle.folder / model.file for stage, model in bundle.manifest.reference.models.items()}
+
+
 def refused(folder, message):
     with pytest.raises(ArtifactError, match=message):
         load_bundle(folder)
@@ -55,7 +60,7 @@ def refused(folder, message):
 def test_the_manifest_survives(pristine):
     loaded = load_bundle(pristine.folder)
     expected = make_tiny_manifest()
-    assert loaded.manifest.model_copy(update={"files": {}, "models": {}}) == expected
+    assert loaded.manifest.model_copy(update={"files": {}, "deployments": ()}) == expected
     assert sorted(loaded.manifest.files) == FILES
     assert loaded.version == pristine.version
 
@@ -95,8 +100,9 @@ def test_masks_come_with_the_bundle_that_asks_for_them(tmp_path):
 
 
 def test_another_runtime_is_refused(pristine):
-    with pytest.raises(ConfigError, match=r"has no localizer model for 'tensorrt'; it has onnxruntime$"):
-        pristine.recognizer(runtime="tensorrt")
+    expected = r"has no deployment tensorrt/fp32; it has onnxruntime/fp32; add it: l2r2 export \S+ --data DATA_SET "
+    with pytest.raises(ConfigError, match=expected + r"--runtime tensorrt --precision fp32$"):
+        pristine.recognizer(runtime="tensorrt", uncertified=True)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -161,10 +167,14 @@ def test_a_link_that_leaves_the_bundle(folder):
     refused(folder, r"manifest\.json names 'models/fg\.onnx', which lies outside the bundle; refused$")
 
 
-@pytest.mark.parametrize("part", ["models", "views"])
-def test_a_stage_without_its_model_or_view(folder, part):
-    edit(folder, lambda values: values[part].pop("FULL"))
-    refused(folder, r"manifest\.json lacks a model or a view for localizer, FG or FULL; export the bundle again$")
+def test_a_stage_without_its_model(folder):
+    edit(folder, lambda values: values["deployments"][0]["models"].pop("FULL"))
+    refused(folder, "deployment onnxruntime/fp32 lacks a model for localizer, FG or FULL; export the bundle again$")
+
+
+def test_a_stage_without_its_view(folder):
+    edit(folder, lambda values: values["views"].pop("FULL"))
+    refused(folder, r"manifest\.json lacks a view for FG or FULL; export the bundle again$")
 
 
 def test_a_stage_without_its_temperature(folder):
@@ -216,7 +226,7 @@ def test_a_policy_survives_with_every_operator(pristine, tmp_path, operator):
     manifest = make_tiny_manifest(
         policy=PolicyManifest(temperatures=temperatures, operator=operator.name, threshold=0.8)
     )
-    models = {stage: pristine._model(stage, "onnxruntime") for stage in ("localizer", *Stage)}
+    models = models_of(pristine)
     priors = count_priors(LABELS, METADATA, 3)
     loaded = write_bundle(tmp_path / "b", manifest, models, policy, priors).policy()
     logits = RNG.normal(size=(2, 10, 3)).astype(np.float32)
@@ -247,6 +257,9 @@ def test_a_hazard_that_is_no_class_is_refused(folder):
 def test_a_bundle_of_the_first_schema_is_read_without_sets_and_veto(folder):
     def older(values):
         values["schema_version"] = 1
+        (reference,) = values.pop("deployments")
+        values["models"] = {stage: {"onnxruntime": model["file"]} for stage, model in reference["models"].items()}
+        del values["serving"]
         for name in ("coverage", "set_threshold", "hazardous", "hazard_mass"):
             del values["policy"][name]
         del values["prior"]["cap"]
@@ -282,7 +295,7 @@ def test_the_models_are_the_ones_that_were_given(pristine):
 
 
 def test_a_model_that_is_missing_is_refused(pristine, tmp_path):
-    models = {"localizer": pristine._model("localizer", "onnxruntime")}
+    models = {"localizer": models_of(pristine)["localizer"]}
     priors = count_priors(LABELS, METADATA, 3)
     with pytest.raises(ArtifactError, match=r"^no model for FG, FULL; a bundle needs localizer, FG and FULL$"):
         write_bundle(tmp_path / "b", make_tiny_manifest(), models, pristine.policy(), priors)
@@ -290,7 +303,7 @@ def test_a_model_that_is_missing_is_refused(pristine, tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_bundle(pristine, folder):
-    models = {stage: pristine._model(stage, "onnxruntime") for stage in ("localizer", *Stage)}
+    models = models_of(pristine)
     models[Stage.FULL] = folder / "models" / "none.onnx"
     with pytest.raises(ArtifactError, match=r"^cannot write "):
         write_bundle(folder, make_tiny_manifest(), models, pristine.policy(), count_priors(LABELS, METADATA, 3))
@@ -299,7 +312,7 @@ def test_a_failed_write_leaves_the_old_bundle(pristine, folder):
 
 
 def test_a_bundle_is_replaced_whole(folder, pristine):
-    models = {stage: pristine._model(stage, "onnxruntime") for stage in ("localizer", *Stage)}
+    models = models_of(pristine)
     priors = count_priors(LABELS, METADATA, 3)
     write_bundle(folder, make_tiny_manifest(name="second"), models, pristine.policy(), priors)
     assert load_bundle(folder).manifest.name == "second"
@@ -308,7 +321,8 @@ def test_a_bundle_is_replaced_whole(folder, pristine):
 def test_openvino_reads_the_same_files_and_answers_the_same(pristine):
     pytest.importorskip("openvino")
     photos = [make_photo(), make_uniform(), make_photo(MUDDY)]
-    ours, theirs = (pristine.recognizer(runtime=runtime).recognize(photos) for runtime in ("onnxruntime", "openvino"))
+    ours = pristine.recognizer().recognize(photos)
+    theirs = pristine.recognizer("openvino", uncertified=True).recognize(photos)
     for one, other in zip(ours, theirs, strict=True):
         assert (one.answer.name, one.stages) == (other.answer.name, other.stages)
         assert one.answer.probability == pytest.approx(other.answer.probability, abs=1e-5)

@@ -92,8 +92,8 @@ def same_boxes(regions, boxes: np.ndarray, scores: np.ndarray, photo: np.ndarray
 def test_several_texts_of_owl_are_their_mean_direction(folders):
     owl = detector(folders, "owlv2")
     with torch.inference_mode():
-        each = torch.stack([owl._query((text,)) for text in ("dog", "cat", "bird")])
-        both = owl._query(("dog", "cat", "bird"))
+        each = torch.stack([owl.query((text,)) for text in ("dog", "cat", "bird")])
+        both = owl.query(("dog", "cat", "bird"))
     expected = each.mean(dim=0)
     torch.testing.assert_close(both, expected / expected.norm())
     assert not torch.allclose(both, each[0], atol=1e-3)
@@ -116,10 +116,10 @@ def test_prompts_share_one_pass_of_owls_image_tower(folders):
 def test_a_label_that_is_too_long_for_owl_is_cut(folders):
     owl = detector(folders, "owlvit")
     with torch.inference_mode():
-        found = owl._query(("a b c d e f g h i j k l m n o p q r s t",))
-        cut = owl._query(("a b c d e f g h i j k l m n",))  # 14 letters, start and end: the 16 places of the tower
+        found = owl.query(("a b c d e f g h i j k l m n o p q r s t",))
+        cut = owl.query(("a b c d e f g h i j k l m n",))  # 14 letters, start and end: the 16 places of the tower
         torch.testing.assert_close(found, cut)
-        assert not torch.allclose(found, owl._query(("a b c d e f g h i j k l m",)), atol=1e-3)
+        assert not torch.allclose(found, owl.query(("a b c d e f g h i j k l m",)), atol=1e-3)
 
 
 def test_captions_are_lower_case_and_closed_by_full_stops():

@@ -215,6 +215,23 @@ def test_openvino_keeps_what_it_compiles_only_where_it_is_told(convnet, tmp_path
     assert blob.parent == tmp_path / "cache" / "openvino"
 
 
+def test_openvino_compiled_for_one_shape_answers_batches_one_by_one(convnet):
+    profile = ShapeProfile.of_batches({"view": ["n", 3, 32, 32]}, largest=1)
+    one, any_ = open_session(convnet, "openvino", profile=profile), open_session(convnet, "openvino")
+    assert one.inputs["view"][1:] == [3, 32, 32]
+    assert one._compiled.inputs[0].partial_shape.is_static
+    for n in (1, 3):
+        expected = any_.infer({"view": images(n)})["logits"]
+        np.testing.assert_allclose(one.infer({"view": images(n)})["logits"], expected, atol=1e-5)
+    with pytest.raises(BackendError, match=r"view is float32 \[1, 3, 16, 16\]; expected float32 "):
+        one.infer({"view": images(1)[:, :, :16, :16]})
+    several = ShapeProfile.of_batches({"view": ["n", 3, 32, 32]}, best=4)
+    with pytest.raises(ConfigError, match=r"^OpenVINO compiles for a batch of 1 or for any; expected no profile, got "):
+        open_session(convnet, "openvino", profile=several)
+    with pytest.raises(ArtifactError, match="cannot be loaded by OpenVINO"):
+        open_session(convnet, "openvino", profile=ShapeProfile.of_batches({"other": ["n", 3, 32, 32]}, largest=1))
+
+
 SIGNALLED = """
 import gc, signal, sys, threading
 from pathlib import Path

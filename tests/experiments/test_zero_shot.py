@@ -110,7 +110,7 @@ def test_it_is_exported_compared_and_served(settings: VlmSettings, dataset: Data
     done = run_experiment(recipe(settings), dataset, MiddleLocalizer(), store, tmp_path / "work", Silent())
     bundle = export_experiment(load_experiment(store, done.run_id), dataset, tmp_path / "bundle", slice_size=3)
     assert bundle.manifest.model_names == dict.fromkeys(Stage, settings.model)
-    assert bundle.manifest.parity["decisions"]["answer_agreement"] == 1.0
+    assert bundle.manifest.reference.parity["decisions"]["answer_agreement"] == 1.0
     photo = np.asarray(Image.open(dataset.paths()[0]).convert("RGB"))
     (answer,) = bundle.recognizer().recognize([photo])
     assert answer.answer.name in dataset.class_names

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
 from l2r2 import weights
-from l2r2.bundle import PolicyManifest, PriorManifest
 from l2r2.calibration import no_temperature
 from l2r2.cascade import Policy
 from l2r2.classification.timm_model import build_network
@@ -24,6 +23,7 @@ from l2r2.experiments import Experiment
 from l2r2.experiments.experiment import Context
 from l2r2.fusion import MaxScaledConfidence
 from l2r2.localization import SaliencyLocalizer
+from l2r2.manifest import PolicyManifest, PriorManifest
 from l2r2.priors import count_priors
 from l2r2.runtimes import OnnxRuntimeSession
 from l2r2.types import Pixels, Stage, View

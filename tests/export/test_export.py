@@ -82,10 +82,10 @@ def test_the_manifest_says_where_it_came_from(bundle: Bundle, experiment: Experi
     assert manifest.model_names == dict.fromkeys(Stage, "tf_efficientnet_lite0")
     assert manifest.validation == {"escalated": 0.5}
     assert not manifest.localizer_masks
-    assert set(manifest.parity) == {"localizer", "FG", "FULL", "decisions"}
-    assert {figures["n"] for figures in manifest.parity.values()} == {3.0}
-    assert manifest.parity["decisions"]["answer_agreement"] == 1.0
-    assert manifest.parity["decisions"]["stage_agreement"] == 1.0
+    assert set(manifest.reference.parity) == {"localizer", "FG", "FULL", "decisions"}
+    assert {figures["n"] for figures in manifest.reference.parity.values()} == {3.0}
+    assert manifest.reference.parity["decisions"]["answer_agreement"] == 1.0
+    assert manifest.reference.parity["decisions"]["stage_agreement"] == 1.0
 
 
 def test_every_step_is_told(bundle: Bundle, steps: list[str]) -> None:
@@ -207,7 +207,7 @@ def test_the_command_exports_registers_and_then_keeps(
     told = json.loads(again.stdout)
     assert told["kept"] is True
     assert (told["version"], told["registered"]) == (bundle.version, "models:/fine/1")
-    assert told["parity"] == bundle.manifest.parity
+    assert told["parity"] == {"onnxruntime/fp32": bundle.manifest.reference.parity}
 
     apart = CliRunner().invoke(build(), [*words, "--no-register"], catch_exceptions=False)
     assert "was there already, kept" in apart.stdout

@@ -100,6 +100,8 @@ def test_box_iou_worked_by_hand() -> None:
 def test_a_remembering_session_computes_once_a_feed() -> None:
     class Counting:
         calls = 0
+        inputs: dict[str, list[int | str]] = {"x": ["n", "m"]}
+        outputs = ("y",)
 
         def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             self.calls += 1

@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 
-from l2r2.bundle import Bundle, Manifest
+from l2r2.bundle import Bundle
+from l2r2.manifest import Manifest
 from l2r2.recognizer import Recognizer
 from l2r2.types import Localizer, Pixels, Region
 from l2r2_serving.client import Client
@@ -126,5 +127,5 @@ class ChangedBundle:
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
 
-    def recognizer(self, threads: int = 1) -> Recognizer:
+    def recognizer(self, *_chosen: object) -> Recognizer:
         return replace(self._recognizer, localizer=self.localizer)

@@ -61,7 +61,7 @@ def address(bundle: Bundle) -> Iterator[str]:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            start, end = "l2r2 serve: ready on ", f", bundle tiny {bundle.version}\n"
+            start, end = "l2r2 serve: ready on ", f", bundle tiny {bundle.version}, onnxruntime/fp32\n"
             assert line.startswith(start)
             assert line.endswith(end)
             yield line[len(start) : -len(end)]
