@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from l2r2.errors import ArtifactError, InputError
+from l2r2.cli import build
+from l2r2.errors import ArtifactError, ConfigError, InputError
 from l2r2.experiments.compare import PROFILE, PROFILES, compare_profiles, profile_runs
 from l2r2.tracking import Store
 
@@ -130,3 +132,19 @@ def test_nothing_to_compare(store: Store) -> None:
     with pytest.raises(InputError, match=r"has no profile of 'dogs'; make one: l2r2 profile BUNDLE"):
         profile_runs(store, "dogs")
     assert profile_runs(store, "dogs", required=False) == []
+
+
+def test_the_command_lays_profiles_side_by_side(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = [keep(store, tmp_path, bundle="owls", precision=precision) for precision in ("fp32", "int8")]
+    words = ["compare", "--tracking-uri", store.uri]
+    expected = compare_profiles(store, runs).markdown()
+    assert CliRunner().invoke(build(), [*words, *runs], catch_exceptions=False).stdout.strip() == expected.strip()
+    told = json.loads(CliRunner().invoke(build(), [*words, "--profiles", "owls", "--json"]).stdout)
+    assert len(told["columns"]) == 2
+    for wrong, message in (
+        ([runs[0], "--profiles", "owls"], r"^give either runs or --profiles BUNDLE$"),
+        ([], r"^0 runs to compare; expected two experiments, or profiles of l2r2 profile$"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            CliRunner().invoke(build(), [*words, *wrong], catch_exceptions=False)

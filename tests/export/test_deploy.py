@@ -27,6 +27,7 @@ from l2r2.images import Photograph
 from l2r2.manifest import PolicyManifest, PriorManifest
 from l2r2.priors import count_priors
 from l2r2.runtimes import why_not
+from l2r2.runtimes.cuda_device import Cuda
 from l2r2.runtimes.processor import saturates
 from l2r2.types import Stage
 from l2r2_export import auto, deploy
@@ -311,3 +312,17 @@ def test_the_command(bundle: Bundle, small: Dataset, tmp_path: Path) -> None:
     assert "bundle " in best.stdout
     with pytest.raises(ConfigError, match=r"^--out \S+ is for a run; the bundle \S+ gets its deployment where it is$"):
         CliRunner().invoke(build(), [*words, "--out", str(tmp_path / "x")], catch_exceptions=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx"])
+def test_on_a_gpu_a_deployment_is_compared_and_serves(bundle: Bundle, yardstick: Yardstick, runtime: str) -> None:
+    reason = why_not(runtime)
+    if reason is not None:
+        pytest.skip(reason)
+    architectures = (Cuda(0).architecture,) if runtime == "tensorrt-rtx" else ()
+    choice = Choice(runtime, "fp16", build=runtime in {"tensorrt", "tensorrt-rtx"}, architectures=architectures)
+    added, _ = deploy.deploy(bundle, yardstick, choice, serving=True)
+    (answer,) = added.recognizer().recognize([yardstick.opened[0]()])
+    assert added.deployment().decisions["answer_agreement"] >= 0.99
+    assert answer.answer.index == yardstick.decisions[0].answer
