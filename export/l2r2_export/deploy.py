@@ -19,6 +19,7 @@ from l2r2.localization import SaliencyLocalizer
 from l2r2.localization.opening import LOCALIZER
 from l2r2.manifest import REFERENCE, Deployment, Model, Precision
 from l2r2.runtimes import OnnxRuntimeSession, ShapeProfile, ShapeRange, build_ahead, open_session, why_not
+from l2r2.runtimes.cuda_device import Cuda
 from l2r2.runtimes.processor import saturates
 from l2r2.runtimes.sessions import ENGINES as ENGINE_RUNTIMES
 from l2r2.types import Stage
@@ -51,7 +52,7 @@ class Choice:
     Attributes:
         size_px: The localizer's input; None: the bundle's.
         threads: Of one inference, on a CPU.
-        architectures: GPUs that TensorRT-RTX engines are built for, such as SM89.
+        architectures: GPUs that TensorRT-RTX engines are built for, such as SM89; none: the one that is here.
         build: Whether engines are built.
     """
 
@@ -325,11 +326,14 @@ def _engines(
     file: Path, model: Model, pins: Sequence[str], choice: Choice, cache: Path, on_step: OnStep
 ) -> dict[str, Path]:
     """Engines and their headers, by their paths in the bundle."""
+    architectures = choice.architectures
+    if choice.runtime == "tensorrt-rtx" and not architectures and why_not(choice.runtime) is None:
+        architectures = (Cuda().architecture,)
     built = build_ahead(
         file,
         choice.runtime,
         cache,
-        architectures=choice.architectures,
+        architectures=architectures,
         precision=model.precision,
         pins=pins,
         profile=ShapeProfile(model.shapes),

@@ -12,16 +12,25 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from l2r2.config import DetectorSettings, SaliencySettings, TruthSettings
-from l2r2.errors import BackendError, ConfigError, ExportError, InputError, ParityError
+from l2r2.bundle import load_bundle, write_bundle
+from l2r2.calibration import no_temperature
+from l2r2.cascade import Policy
+from l2r2.config import DetectorSettings, SaliencySettings, TruthSettings, ViewSettings
+from l2r2.datasets import Dataset
+from l2r2.errors import ArtifactError, BackendError, ConfigError, ExportError, InputError, ParityError
+from l2r2.fusion import MaxScaledConfidence
 from l2r2.localization import SaliencyLocalizer
 from l2r2.localization.detecting import DetectingLocalizer
 from l2r2.localization.frozen import FrozenDetector
-from l2r2.types import Localizer
+from l2r2.manifest import PriorManifest
+from l2r2.priors import count_priors
+from l2r2.types import Localizer, Stage
+from l2r2_export.deploy import Choice, deploy
 from l2r2_export.graphs import MIN_OPSET, opset_of
 from l2r2_export.localizers import ExportedLocalizer, compare_localizer, export_localizer, reference_localizer
+from l2r2_export.yardstick import measure_reference
 from tests.core.checkpoints import save_owl, small_sam
-from tests.tiny import save_localizer
+from tests.tiny import make_tiny_manifest, save_localizer
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -179,3 +188,37 @@ def test_two_kinds_are_not_compared(reference: Localizer, tmp_path: Path) -> Non
     saliency = ExportedLocalizer({"localizer": file}, SaliencySettings()).open(masks=False)
     with pytest.raises(ExportError, match="a SaliencyLocalizer cannot be compared with a DetectingLocalizer"):
         compare_localizer(reference, saliency, PHOTOS)
+
+
+def test_a_bundle_with_a_detector_is_written_opened_and_deployed_elsewhere(
+    exported: ExportedLocalizer, dataset: Dataset, lite0_file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    manifest = make_tiny_manifest(
+        class_names=dataset.class_names,
+        localizer=exported.described,
+        localizer_masks=True,
+        view=ViewSettings(),
+        prior=PriorManifest(alpha=1.0, strength=1.0, vocabularies={}),
+        dataset=dataset.card.name,
+        dataset_digest=dataset.digest,
+    )
+    policy = Policy(dict.fromkeys(Stage, no_temperature()), MaxScaledConfidence(), 0.8)
+    priors = count_priors(dataset.split("train").labels(), {}, 2)
+    models = {**exported.models, "FG": lite0_file, "FULL": lite0_file}
+    bundle = write_bundle(tmp_path / "bundle", manifest, models, policy, priors)
+    assert set(bundle.manifest.reference.models) == {"localizer", "encoder", "decoder", "FG", "FULL"}
+    yardstick = measure_reference(bundle, dataset, calibration_size=1, validation_size=3)
+    added, _ = deploy(bundle, yardstick, Choice("openvino", "fp32"), serving=True)
+    found = added.deployment()
+    assert {model.precision for model in found.models.values()} == {"fp32"}
+    assert found.models["localizer"].parity["found_agreement"] == 1.0
+    assert found.decisions["answer_agreement"] == 1.0
+    (answer,) = added.recognizer().recognize([yardstick.photos[0]])
+    assert answer.answer.index == yardstick.decisions[0].answer
+    with pytest.raises(ConfigError, match=r"^--size-px 288 is for u2netp; this bundle has a detector$"):
+        deploy(bundle, yardstick, Choice("openvino", "fp32", size_px=288))
+    changed = added.folder / "manifest.json"
+    changed.write_text(changed.read_text().replace('"dog"', '"wolf"'))
+    with pytest.raises(ArtifactError, match=r"the prompt's digest is .*: one of them was changed, export again"):
+        load_bundle(added.folder)
