@@ -19,8 +19,8 @@ CALLERS = 4
 
 
 def figures() -> Iterator[tuple[str, Figure]]:
-    """Peak resident set (VmHWM) of `l2r2 serve` after requests from the test sets: with the INT8 deployment for OpenVINO
-    that the benchmark `exporting` makes, and with the reference.
+    """Peak resident set (VmHWM) of `l2r2 serve` after requests from the test sets, four callers at once: with the INT8
+    deployment for OpenVINO that the benchmark `exporting` makes, and with the reference.
     """
     if not (BUNDLE.is_dir() and DATA.is_dir() and Path("/proc/self/status").is_file()):
         print("serving memory: no demo bundle, data or /proc here; run make demo first, on Linux")
