@@ -21,7 +21,7 @@ from l2r2_export.quantize import Images
 from l2r2_export.slices import Photographs, evenly
 
 CALIBRATION_SIZE = 256
-"""Photographs of the training split. From 128 to 300 the INT8 error of the demo's FG fell by a tenth, FULL's did not."""
+"""Photographs of the training split. From 128 to 300 the demo's FG erred a tenth less in INT8, FULL did not."""
 
 VALIDATION_SIZE = 240
 """Photographs of the validation split: one is 0.4 points, just below the half point that a precision may cost."""
