@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from l2r2.tracking import Store
     from l2r2_export.auto import Search
     from l2r2_export.deploy import Choice, TorchFile
+    from l2r2_export.yardstick import Yardstick
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +86,12 @@ def add(
     from l2r2_export.deploy import deploy
     from l2r2_export.yardstick import measure_reference
 
-    shown = ""
-
-    def on_step(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        if what != shown:
-            bars.stage(what, total)
-            shown = what
-        bars.step(done)
-
-    yardstick = measure_reference(bundle, photographs, validation_size=request.validation, on_step=on_step)
+    yardstick = measure_reference(bundle, photographs, validation_size=request.validation, on_step=bars.follow)
     if request.auto:
-        return _best(store, bundle, yardstick, request, on_step)
+        return _best(store, bundle, yardstick, request, bars)
     torch_file = _torch_file(store, bundle) if request.runtime == "torch" else None
     added, lowered = deploy(
-        bundle, yardstick, _choice(request), serving=request.serving, torch_file=torch_file, on_step=on_step
+        bundle, yardstick, _choice(request), serving=request.serving, torch_file=torch_file, on_step=bars.follow
     )
     _track(store, added, lowered.deployment, lowered.log)
     if not lowered.deployment.decisions:
@@ -108,7 +100,7 @@ def add(
 
 
 def _best(
-    store: Store, bundle: Bundle, yardstick: object, request: Request, on_step: object
+    store: Store, bundle: Bundle, yardstick: Yardstick, request: Request, bars: Bars
 ) -> tuple[Bundle, dict[str, object]]:
     from l2r2_export.auto import Goal, all_choices, deploy_best
 
@@ -119,7 +111,7 @@ def _best(
         if (not runtimes or choice.runtime in runtimes) and (not precisions or choice.precision in precisions)
     ]
     goal = Goal(request.latency_ms, request.throughput, request.accuracy_drop)
-    added, found = deploy_best(bundle, yardstick, goal, choices=choices, on_step=on_step)  # type: ignore[arg-type]
+    added, found = deploy_best(bundle, yardstick, goal, choices=choices, on_step=bars.follow)
     _track(store, added, found.deployment, found.log, found)
     typer.echo(table(found), err=True)
     values = {"deployment": found.deployment.name, "refused": dict(found.refused)}

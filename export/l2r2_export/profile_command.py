@@ -198,17 +198,8 @@ def _measure(bundle: Bundle, photographs: list[bytes], choice: Choice, options: 
 
     runtime, precision, threads = choice
     with progress_bars() as bars:
-        shown = ""
-
-        def on_step(what: str, done: int, total: int) -> None:
-            nonlocal shown
-            if what != shown:
-                bars.stage(what, total)
-                shown = what
-            bars.step(done)
-
         return profile_bundle(
-            bundle, photographs, runtime=runtime, precision=precision, threads=threads, on_step=on_step, **options
+            bundle, photographs, runtime=runtime, precision=precision, threads=threads, on_step=bars.follow, **options
         )
 
 

@@ -17,6 +17,7 @@ class Bars:
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars
         self._task: TaskID | None = None
+        self._followed = ""
 
     def stage(self, text: str, total: int) -> None:
         """Begin a stage of `total` steps."""
@@ -28,6 +29,13 @@ class Bars:
         """Say how many steps are done, and perhaps how it stands."""
         if self._task is not None:
             self._bars.update(self._task, completed=done, note=text)
+
+    def follow(self, what: str, done: int, total: int) -> None:
+        """Say how far `what` is; a stage begins whenever it changes."""
+        if what != self._followed:
+            self.stage(what, total)
+            self._followed = what
+        self.step(done)
 
 
 @contextmanager
