@@ -19,10 +19,12 @@ from l2r2.logspace import LogProbs, choose_rows
 from l2r2.priors import Priors
 from l2r2.types import (
     MAX_MEMBERS,
+    Budget,
     Candidate,
     Caution,
     Classifier,
     Explanation,
+    InstanceLocalizer,
     Localizer,
     Logits,
     Metadata,
@@ -76,6 +78,9 @@ class Recognizer:
         metadata: Sequence[Metadata] | None = None,
         regions: Sequence[Region | None] | None = None,
         top_k: int = 5,
+        *,
+        fg_only: bool = False,
+        budget: Budget | None = None,
     ) -> list[Prediction]:
         """Answer a batch; equal to answering its photographs one by one.
 
@@ -84,8 +89,11 @@ class Recognizer:
             metadata: One a photograph; None: nothing is known of any.
             regions: Found before, one a photograph (None: nothing was found); the localizer then does not run.
             top_k: Candidates an answer, at least 1.
+            fg_only: FULL runs only where nothing was found; where it was wanted, the answer is marked degraded.
+            budget: What is left for the whole batch. Where it no longer affords FULL, as `fg_only`.
         Raises:
             InputError: the sequences differ in length, or top_k is not positive.
+            DeadlinePassed: by the budget, before a step that would cost.
         """
         n = len(photos)
         metadata = [{}] * n if metadata is None else metadata
@@ -96,14 +104,22 @@ class Recognizer:
         if n == 0:
             return []
         clock = _Clock()
+        budget = budget or _Endless()
+        budget.require()
         if regions is None:
             regions = self._locate(photos, clock)
         found = np.array([region is not None for region in regions])
         log_prior = self.priors.log_prior(metadata)
 
+        budget.require()
         fg_logits = self._classify(Stage.FG, found, photos, regions, clock)
         fg = self.policy.evidence(Stage.FG, fg_logits, log_prior)
         alone = found & self.policy.sure(fg)
+        degraded = found & ~alone
+        if degraded.any() and not fg_only and budget.affords(Stage.FULL):
+            degraded = np.zeros_like(alone)
+        alone |= degraded
+        budget.require()
         full_logits = self._classify(Stage.FULL, ~alone, photos, regions, clock)
 
         with clock.measure("fuse", n):
@@ -122,12 +138,38 @@ class Recognizer:
                     belief=belief[i],
                     unswayed=int(unswayed[i]),
                     withheld=bool(withheld[i]),
+                    degraded=bool(degraded[i]),
                     members=None if members is None else np.flatnonzero(members[i]),
                     top_k=top_k,
                 )
                 for i in range(n)
             ]
         return [replace(prediction, latency_ms=clock.share(prediction.stages)) for prediction in predictions]
+
+    def detect(
+        self, photo: AnyPixels | Photograph, most: int = 1, min_score: float | None = None, *, masks: bool = False
+    ) -> list[Region | None]:
+        """Where the foregrounds of one photograph are, for `recognize` to be given.
+
+        Args:
+            most: 1: one region, of whatever the localizer makes of all that it found; more: each instance is its own.
+            min_score: In place of the localizer's threshold, [0, 1].
+            masks: Whether regions carry their mask, where the localizer makes one.
+        Returns:
+            At least one; [None] where nothing was found.
+        Raises:
+            InputError: `most` is not positive, or the localizer does not tell instances apart.
+        """
+        if most < 1:
+            raise InputError(f"{most} detections; expected at least 1")
+        if not isinstance(self.localizer, InstanceLocalizer):
+            raise InputError(f"localizer {self.localizer.key} does not tell instances apart; ask for one detection")
+        (frame,) = _frames([photo], [locating_scale(self.localizer, photo)], "decode", _Clock())
+        (instances,) = self.localizer.instances([frame], min_score, masks=masks)
+        groups = [instances] if most == 1 else [[instance] for instance in instances[:most]]
+        found = [self.localizer.decide(frame, group) for group in groups]
+        before, after = (frame.shape[1], frame.shape[0]), size_of(photo)
+        return [region.resized(before, after) for region in found if region is not None] or [None]
 
     def _locate(self, photos: Sequence[AnyPixels | Photograph], clock: _Clock) -> list[Region | None]:
         """Regions in pixels of the originals."""
@@ -206,6 +248,7 @@ class Recognizer:
         belief: Float[np.ndarray, " k"],
         unswayed: int,
         withheld: bool,
+        degraded: bool,
         members: Int[np.ndarray, " m"] | None,
         top_k: int,
     ) -> Prediction:
@@ -229,6 +272,7 @@ class Recognizer:
             unrecognized=self.priors.unrecognized(metadata),
             prediction_set=None if members is None else self._set(members, belief),
             withheld=withheld,
+            degraded=degraded,
         )
 
     def _set(self, members: Int[np.ndarray, " m"], belief: Float[np.ndarray, " k"]) -> PredictionSet:
@@ -320,6 +364,17 @@ def _largest(values: Float[np.ndarray, " k"], count: int) -> Int[np.ndarray, " c
 
 def _descending(classes: Int[np.ndarray, " m"], values: Float[np.ndarray, " k"]) -> Int[np.ndarray, " m"]:
     return classes[np.argsort(-values[classes], kind="stable")]
+
+
+class _Endless:
+    """Nobody is in a hurry. Fulfils `Budget`."""
+
+    def require(self) -> None:
+        """Never raise."""
+
+    def affords(self, stage: Stage) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
 
 
 class _Clock:

@@ -191,6 +191,7 @@ class Prediction:
         cautions: Most serious first.
         prediction_set: What else the answer may be; None: the bundle has no sets.
         withheld: The first candidate is no answer: a hazardous class is possible and the foreground is unsure.
+        degraded: FULL was wanted and could not be had: this is what FG alone says.
         unrecognized: Metadata sources whose value the bundle has never seen (or whose name it does not use); neutral.
         latency_ms: Stage → wall time. In a batch, a stage's time is divided by the photographs it ran for.
     """
@@ -205,6 +206,7 @@ class Prediction:
     unrecognized: tuple[str, ...]
     prediction_set: PredictionSet | None = None
     withheld: bool = False
+    degraded: bool = False
     latency_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -236,6 +238,24 @@ class Localizer(Protocol):
 
 
 @runtime_checkable
+class InstanceLocalizer(Localizer, Protocol):
+    """Tells each thing that it finds apart; every localizer in a bundle does."""
+
+    def instances(self, photos: Photos, min_score: float | None = None, *, masks: bool = False) -> list[list[Region]]:
+        """All that counts in each photograph, the foremost first.
+
+        Args:
+            min_score: In place of the localizer's own threshold, [0, 1].
+            masks: Whether regions carry one, where that takes no other network.
+        """
+        ...
+
+    def decide(self, photo: Pixels, instances: Sequence[Region]) -> Region | None:
+        """The region that a photograph's instances make; `locate` is this of `instances`."""
+        ...
+
+
+@runtime_checkable
 class InformedLocalizer(Protocol):
     """Finds the foreground knowing more than the pixels say: ground truth, or the label's words. For experiments."""
 
@@ -260,6 +280,19 @@ class CandidateLocalizer(Protocol):
 
     def locate_words(self, photo: Pixels, words: Sequence[str]) -> list[Region | None]:
         """One region or None a word, in order."""
+        ...
+
+
+@runtime_checkable
+class Budget(Protocol):
+    """What is left to spend on a photograph; a service's deadline is one. Asked before each step that costs."""
+
+    def require(self) -> None:
+        """Raise DeadlinePassed when nobody waits for the answer any more."""
+        ...
+
+    def affords(self, stage: Stage) -> bool:
+        """Whether that classifier still fits."""
         ...
 
 

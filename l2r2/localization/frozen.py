@@ -137,12 +137,21 @@ class FrozenDetectorLocalizer:
         """The region that a photograph's instances make."""
         return decide(photo, [instances], self._settings.combine, self.segmenter)[0]
 
-    def instances(self, photos: Photos) -> list[list[Region]]:
-        """All that counts in each photograph, surest first, without masks.
+    def instances(
+        self,
+        photos: Photos,
+        min_score: float | None = None,
+        *,
+        masks: bool = False,  # noqa: ARG002  of `InstanceLocalizer`
+    ) -> list[list[Region]]:
+        """All that counts in each photograph, surest first; masks are SAM's, which `decide` asks.
 
         Raises:
             BackendError: the session is of another model, or what it gives is not finite.
         """
+        settings = self._settings
+        if min_score is not None:
+            settings = settings.model_copy(update={"box_threshold": min_score})
         found = []
         for part in _of_one_size(photos, self._preprocessing):
             pixels = np.stack([network_input(photo, self._preprocessing) for photo in part])
@@ -155,7 +164,7 @@ class FrozenDetectorLocalizer:
                 )
             for photo, row, shares in zip(part, scores, boxes, strict=True):
                 height, width = photo.shape[:2]
-                found.append(select(self._to_pixels(shares, width, height), row, width, height, self._settings))
+                found.append(select(self._to_pixels(shares, width, height), row, width, height, settings))
         return found
 
 

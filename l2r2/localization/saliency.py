@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
@@ -15,6 +17,9 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 Saliency = Float32[np.ndarray, "n size size"]
 """Probability of being salient, [0, 1], in the network's square frame."""
+
+MAX_INSTANCES = 16
+"""Components of a photograph that are told apart."""
 
 
 class SaliencyLocalizer:
@@ -59,6 +64,26 @@ class SaliencyLocalizer:
             for values, photo in zip(saliency, photos, strict=True)
         ]
 
+    def instances(self, photos: Photos, min_score: float | None = None, *, masks: bool = False) -> list[list[Region]]:
+        """The components of each photograph that are large and salient enough, the largest first.
+
+        None where the largest is not: what else is salient there is no more than noise.
+        """
+        if not photos:
+            return []
+        settings = self._settings
+        if min_score is not None:
+            settings = settings.model_copy(update={"min_score": min_score})
+        saliency = self.saliency(photos)
+        return [
+            regions_of(values, photo.shape[1], photo.shape[0], settings, masks=masks or self._masks)
+            for values, photo in zip(saliency, photos, strict=True)
+        ]
+
+    def decide(self, photo: Pixels, instances: Sequence[Region]) -> Region | None:  # noqa: ARG002
+        """The largest."""
+        return instances[0] if instances else None
+
     def saliency(self, photos: Photos) -> Saliency:
         """The network's first output.
 
@@ -81,23 +106,39 @@ def region_of(
     masks: bool = False,
 ) -> Region | None:
     """Turn one saliency map into the region of a photograph of width × height pixels; None when nothing qualifies."""
+    found = regions_of(saliency, width, height, settings, most=1, masks=masks)
+    return found[0] if found else None
+
+
+def regions_of(
+    saliency: Float32[np.ndarray, "size size"],
+    width: int,
+    height: int,
+    settings: SaliencySettings,
+    *,
+    most: int = MAX_INSTANCES,
+    masks: bool = False,
+) -> list[Region]:
+    """The components that qualify, the largest first, up to the first that does not."""
     from scipy import ndimage
 
     low, high = float(saliency.min()), float(saliency.max())
     if not high > low:
-        return None
+        return []
     salient = saliency > low + settings.threshold * (high - low)
     labels, count = ndimage.label(salient)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    largest = int(np.argmax(sizes)) + 1
-    component = labels == largest
-    score = float(saliency[component].mean())
-    if sizes[largest - 1] < settings.min_area * saliency.size or score < settings.min_score:
-        return None
-    rows, columns = ndimage.find_objects(component.astype(np.int8))[0]
     across, down = width / saliency.shape[1], height / saliency.shape[0]
-    box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
-    return Region(box, min(score, 1.0), _in_photo(component, width, height) if masks else None)
+    found: list[Region] = []
+    for place in np.argsort(-sizes, kind="stable")[:most]:
+        component = labels == place + 1
+        score = float(saliency[component].mean())
+        if sizes[place] < settings.min_area * saliency.size or score < settings.min_score:
+            break
+        rows, columns = ndimage.find_objects(component.astype(np.int8))[0]
+        box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
+        found.append(Region(box, min(score, 1.0), _in_photo(component, width, height) if masks else None))
+    return found
 
 
 def _network_input(photo: Pixels, size: int) -> Float32[np.ndarray, "3 size size"]:

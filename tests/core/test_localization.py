@@ -62,6 +62,34 @@ def test_the_score_is_of_the_unscaled_map():
     assert region_of(saliency((10, 10, 40, 40, 0.3)), 64, 64, SaliencySettings(min_score=0.2)) is not None
 
 
+def test_instances_are_the_components_by_size_up_to_one_that_is_nothing():
+    values = saliency((0, 0, 8, 8, 0.9), (30, 30, 50, 50, 0.8), (0, 40, 10, 50, 0.6), (60, 0, 61, 1, 0.9))
+    localizer = SaliencyLocalizer(session_of(values), SETTINGS, "d", input_name="images")
+    (found,) = localizer.instances([photo(1)])
+    assert [region.score for region in found] == pytest.approx([0.8, 0.6, 0.9])
+    assert localizer.decide(photo(1), found) is found[0]
+    assert all(region.mask is None for region in found)
+    # The second is below 0.7, so it and what is smaller are nothing; below 0.85 there is no first.
+    assert [[round(r.score, 1) for r in localizer.instances([photo(1)], score)[0]] for score in (0.7, 0.85)] == [
+        [0.8],
+        [],
+    ]
+    assert localizer.instances([]) == []
+
+
+def test_instances_carry_a_mask_where_asked():
+    localizer = SaliencyLocalizer(session_of(saliency((30, 30, 50, 50, 0.8))), SETTINGS, "d", input_name="images")
+    ((region,),) = localizer.instances([photo(1)], masks=True)
+    x0, y0, x1, y1 = (round(side) for side in region.box_xyxy_px)
+    assert region.mask.shape == photo(1).shape[:2]
+    assert region.mask[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].all()
+    assert region.mask.sum() == pytest.approx((x1 - x0) * (y1 - y0), rel=0.1)
+
+
+def session_of(values: np.ndarray) -> FunctionSession:
+    return FunctionSession(lambda images: np.repeat(values[None, None], len(images), axis=0))
+
+
 def test_a_speck_is_nothing():
     # 2 × 2 of 64 × 64 is 0.00098 of the photograph, 3 × 3 is 0.0022.
     assert region_of(saliency((10, 10, 12, 12, 0.9)), 64, 64, SETTINGS) is None

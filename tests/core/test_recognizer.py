@@ -13,7 +13,7 @@ from l2r2.calibration import Temperature
 from l2r2.cascade import Policy, Veto
 from l2r2.config import ViewSettings
 from l2r2.conformal import PredictionSets
-from l2r2.errors import InputError
+from l2r2.errors import DeadlinePassed, InputError
 from l2r2.fusion import Average, MaxConfidence, MaxScaledConfidence, Operator, Threshold, WeightedLogits
 from l2r2.images import Photograph, decode
 from l2r2.priors import Priors, count_priors
@@ -515,3 +515,98 @@ def test_a_small_foreground_gets_the_pixels_that_the_original_has():
     recognizer.recognize([Photograph(jpeg(fine))])
     assert seen[0][0, :, ::2].mean() > 0.8
     assert seen[0][0, :, 1::2].mean() < 0.2
+
+
+class Purse:
+    """A budget that lasts for some steps, and for FULL or not."""
+
+    def __init__(self, steps: int = 99, full: bool = True) -> None:
+        self.steps, self.full, self.asked = steps, full, 0
+
+    def require(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise DeadlinePassed("too late")
+
+    def affords(self, stage: Stage) -> bool:
+        self.asked += 1
+        assert stage is Stage.FULL
+        return self.full
+
+
+def test_without_time_for_full_the_answer_is_fgs_and_marked():
+    recognizer = make_recognizer([SURE, UNSURE, UNSURE], [[0, 9, 0]] * 3, [BOX, BOX, None])
+    before = recognizer.recognize([photo(i) for i in range(3)])
+    assert not any(prediction.degraded for prediction in before)
+    (sure, unsure, missing) = recognizer.recognize([photo(i) for i in range(3)], budget=Purse(full=False))
+    assert (sure.degraded, unsure.degraded, missing.degraded) == (False, True, False)
+    assert unsure.stages == (Stage.FG,)
+    assert unsure.answer.index == 0
+    assert unsure.answer.probability == pytest.approx(np.exp(0.4) / (np.exp(0.4) + 2), rel=1e-4)
+    assert missing.stages == (Stage.FULL,)  # there is nothing else to answer with
+    assert_same(sure, before[0])
+
+
+def test_fg_only_is_as_without_time():
+    recognizer = make_recognizer([SURE, UNSURE], [[0, 9, 0]] * 2, [BOX, BOX])
+    purse = Purse()
+    one, other = recognizer.recognize([photo(0), photo(1)], fg_only=True, budget=purse)
+    assert (one.degraded, other.degraded) == (False, True)
+    assert seen(recognizer, Stage.FULL) == []
+    assert purse.asked == 0
+
+
+def test_the_budget_is_asked_only_where_full_is_wanted():
+    purse = Purse()
+    make_recognizer([SURE], [[0, 9, 0]], [BOX]).recognize([photo(0)], budget=purse)
+    assert purse.asked == 0
+
+
+@pytest.mark.parametrize(("steps", "located", "fg", "full"), [(0, 0, 0, 0), (1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 1, 1)])
+def test_nothing_is_begun_that_nobody_waits_for(steps, located, fg, full):
+    recognizer = make_recognizer([UNSURE], [[0, 9, 0]], [BOX])
+    if steps < 3:
+        with pytest.raises(DeadlinePassed):
+            recognizer.recognize([photo(0)], budget=Purse(steps))
+    else:
+        recognizer.recognize([photo(0)], budget=Purse(steps))
+    counts = len(recognizer.localizer.seen), len(seen(recognizer, Stage.FG)), len(seen(recognizer, Stage.FULL))
+    assert counts == (located, fg, full)
+
+
+class TwoThings(TableLocalizer):
+    """Finds `BOX`, surely, and a smaller box, less so."""
+
+    small = Region((0.0, 0.0, 6.0, 6.0), 0.25)
+
+    def instances(self, photos, min_score=None, *, masks=False):
+        return [[region for region in (BOX, self.small) if region.score >= (min_score or 0.2)] for _ in photos]
+
+    def decide(self, photo, instances):
+        return instances[0] if instances else None
+
+
+def test_detections_are_instances_one_by_one():
+    recognizer = replace(make_recognizer([SURE], [[0, 9, 0]], [BOX]), localizer=TwoThings([BOX]))
+    assert recognizer.detect(photo(0)) == [BOX]
+    assert recognizer.detect(photo(0), 5) == [BOX, TwoThings.small]
+    assert recognizer.detect(photo(0), 5, 0.5) == [BOX]
+    assert recognizer.detect(photo(0), 5, 0.9) == [None]
+    with pytest.raises(InputError, match="0 detections; expected at least 1"):
+        recognizer.detect(photo(0), 0)
+
+
+def test_detections_are_told_in_pixels_of_the_original():
+    recognizer = replace(make_recognizer([SURE], [[0, 9, 0]], [BOX]), localizer=TwoThings([BOX]))
+    recognizer.localizer.side_px = 16  # so a large JPEG is decoded at a smaller scale
+    file = io.BytesIO()
+    Image.fromarray(photo(0, 320, 480)).save(file, "JPEG")
+    (region,) = recognizer.detect(Photograph(file.getvalue()))
+    scale = region.box_xyxy_px[0] / BOX.box_xyxy_px[0]
+    assert scale > 1
+    assert region.box_xyxy_px == tuple(side * scale for side in BOX.box_xyxy_px)
+
+
+def test_a_localizer_that_tells_no_instances_is_named():
+    with pytest.raises(InputError, match="localizer table does not tell instances apart"):
+        make_recognizer([SURE], [[0, 9, 0]], [BOX]).detect(photo(0), 2)

@@ -31,7 +31,7 @@ CAUTION_FLIPPED_BY_PRIOR: Caution
 CAUTION_HAZARD: Caution
 
 class RecognizeRequest(_message.Message):
-    __slots__ = ("image", "habitat", "substrate", "month", "metadata", "top_k", "bundle")
+    __slots__ = ("image", "habitat", "substrate", "month", "metadata", "top_k", "bundle", "localizer_threshold", "max_detections", "box_px", "box_normalized", "crop", "explanation", "prediction_set", "thumbnail_px", "mask")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,15 @@ class RecognizeRequest(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    LOCALIZER_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MAX_DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    BOX_PX_FIELD_NUMBER: _ClassVar[int]
+    BOX_NORMALIZED_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_SET_FIELD_NUMBER: _ClassVar[int]
+    THUMBNAIL_PX_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     image: bytes
     habitat: str
     substrate: str
@@ -53,10 +62,19 @@ class RecognizeRequest(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     top_k: int
     bundle: str
-    def __init__(self, image: _Optional[bytes] = ..., habitat: _Optional[str] = ..., substrate: _Optional[str] = ..., month: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., top_k: _Optional[int] = ..., bundle: _Optional[str] = ...) -> None: ...
+    localizer_threshold: float
+    max_detections: int
+    box_px: Box
+    box_normalized: Box
+    crop: bool
+    explanation: bool
+    prediction_set: bool
+    thumbnail_px: int
+    mask: bool
+    def __init__(self, image: _Optional[bytes] = ..., habitat: _Optional[str] = ..., substrate: _Optional[str] = ..., month: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., top_k: _Optional[int] = ..., bundle: _Optional[str] = ..., localizer_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., box_px: _Optional[_Union[Box, _Mapping]] = ..., box_normalized: _Optional[_Union[Box, _Mapping]] = ..., crop: _Optional[bool] = ..., explanation: _Optional[bool] = ..., prediction_set: _Optional[bool] = ..., thumbnail_px: _Optional[int] = ..., mask: _Optional[bool] = ...) -> None: ...
 
 class RecognizeResponse(_message.Message):
-    __slots__ = ("candidates", "region", "image_size", "stages", "explanation", "cautions", "unrecognized", "bundle", "latencies", "prediction_set", "withheld")
+    __slots__ = ("candidates", "region", "image_size", "stages", "explanation", "cautions", "unrecognized", "bundle", "latencies", "prediction_set", "withheld", "degraded", "detections", "thumbnail_jpeg")
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +86,9 @@ class RecognizeResponse(_message.Message):
     LATENCIES_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_SET_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    THUMBNAIL_JPEG_FIELD_NUMBER: _ClassVar[int]
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     region: Region
     image_size: ImageSize
@@ -79,7 +100,120 @@ class RecognizeResponse(_message.Message):
     latencies: _containers.RepeatedCompositeFieldContainer[StepLatency]
     prediction_set: PredictionSet
     withheld: bool
-    def __init__(self, candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., image_size: _Optional[_Union[ImageSize, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageRun, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., cautions: _Optional[_Iterable[_Union[Caution, str]]] = ..., unrecognized: _Optional[_Iterable[_Union[UnrecognizedMetadata, _Mapping]]] = ..., bundle: _Optional[_Union[BundleInfo, _Mapping]] = ..., latencies: _Optional[_Iterable[_Union[StepLatency, _Mapping]]] = ..., prediction_set: _Optional[_Union[PredictionSet, _Mapping]] = ..., withheld: _Optional[bool] = ...) -> None: ...
+    degraded: bool
+    detections: _containers.RepeatedCompositeFieldContainer[Detection]
+    thumbnail_jpeg: bytes
+    def __init__(self, candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., region: _Optional[_Union[Region, _Mapping]] = ..., image_size: _Optional[_Union[ImageSize, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageRun, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., cautions: _Optional[_Iterable[_Union[Caution, str]]] = ..., unrecognized: _Optional[_Iterable[_Union[UnrecognizedMetadata, _Mapping]]] = ..., bundle: _Optional[_Union[BundleInfo, _Mapping]] = ..., latencies: _Optional[_Iterable[_Union[StepLatency, _Mapping]]] = ..., prediction_set: _Optional[_Union[PredictionSet, _Mapping]] = ..., withheld: _Optional[bool] = ..., degraded: _Optional[bool] = ..., detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., thumbnail_jpeg: _Optional[bytes] = ...) -> None: ...
+
+class Detection(_message.Message):
+    __slots__ = ("region", "candidates", "stages", "explanation", "cautions", "prediction_set", "withheld", "degraded", "thumbnail_jpeg")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    CAUTIONS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_SET_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    THUMBNAIL_JPEG_FIELD_NUMBER: _ClassVar[int]
+    region: Region
+    candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    stages: _containers.RepeatedCompositeFieldContainer[StageRun]
+    explanation: Explanation
+    cautions: _containers.RepeatedScalarFieldContainer[Caution]
+    prediction_set: PredictionSet
+    withheld: bool
+    degraded: bool
+    thumbnail_jpeg: bytes
+    def __init__(self, region: _Optional[_Union[Region, _Mapping]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[StageRun, _Mapping]]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., cautions: _Optional[_Iterable[_Union[Caution, str]]] = ..., prediction_set: _Optional[_Union[PredictionSet, _Mapping]] = ..., withheld: _Optional[bool] = ..., degraded: _Optional[bool] = ..., thumbnail_jpeg: _Optional[bytes] = ...) -> None: ...
+
+class StreamRecognizeRequest(_message.Message):
+    __slots__ = ("id", "session", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    session: str
+    request: RecognizeRequest
+    def __init__(self, id: _Optional[str] = ..., session: _Optional[str] = ..., request: _Optional[_Union[RecognizeRequest, _Mapping]] = ...) -> None: ...
+
+class StreamRecognizeResponse(_message.Message):
+    __slots__ = ("id", "response", "status", "replayed")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    response: RecognizeResponse
+    status: ItemStatus
+    replayed: bool
+    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[RecognizeResponse, _Mapping]] = ..., status: _Optional[_Union[ItemStatus, _Mapping]] = ..., replayed: _Optional[bool] = ...) -> None: ...
+
+class GetBundleRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetBundleResponse(_message.Message):
+    __slots__ = ("bundle",)
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    bundle: BundleDescription
+    def __init__(self, bundle: _Optional[_Union[BundleDescription, _Mapping]] = ...) -> None: ...
+
+class ListBundlesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListBundlesResponse(_message.Message):
+    __slots__ = ("bundles",)
+    BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    bundles: _containers.RepeatedCompositeFieldContainer[BundleInfo]
+    def __init__(self, bundles: _Optional[_Iterable[_Union[BundleInfo, _Mapping]]] = ...) -> None: ...
+
+class BundleDescription(_message.Message):
+    __slots__ = ("info", "class_names", "hazardous_class_names", "vocabularies", "gate_threshold", "localizer_threshold", "coverage", "fusion", "localizer", "deployment", "image_limits")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    HAZARDOUS_CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARIES_FIELD_NUMBER: _ClassVar[int]
+    GATE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    LOCALIZER_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    FUSION_FIELD_NUMBER: _ClassVar[int]
+    LOCALIZER_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    info: BundleInfo
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    hazardous_class_names: _containers.RepeatedScalarFieldContainer[str]
+    vocabularies: _containers.RepeatedCompositeFieldContainer[Vocabulary]
+    gate_threshold: float
+    localizer_threshold: float
+    coverage: float
+    fusion: str
+    localizer: str
+    deployment: str
+    image_limits: ImageLimits
+    def __init__(self, info: _Optional[_Union[BundleInfo, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ..., hazardous_class_names: _Optional[_Iterable[str]] = ..., vocabularies: _Optional[_Iterable[_Union[Vocabulary, _Mapping]]] = ..., gate_threshold: _Optional[float] = ..., localizer_threshold: _Optional[float] = ..., coverage: _Optional[float] = ..., fusion: _Optional[str] = ..., localizer: _Optional[str] = ..., deployment: _Optional[str] = ..., image_limits: _Optional[_Union[ImageLimits, _Mapping]] = ...) -> None: ...
+
+class Vocabulary(_message.Message):
+    __slots__ = ("source", "values")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    values: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, source: _Optional[str] = ..., values: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ImageLimits(_message.Message):
+    __slots__ = ("max_bytes", "max_pixels", "min_side_px")
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MIN_SIDE_PX_FIELD_NUMBER: _ClassVar[int]
+    max_bytes: int
+    max_pixels: int
+    min_side_px: int
+    def __init__(self, max_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., min_side_px: _Optional[int] = ...) -> None: ...
 
 class BatchRecognizeRequest(_message.Message):
     __slots__ = ("requests",)
@@ -132,14 +266,16 @@ class PredictionSet(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., size: _Optional[int] = ..., coverage: _Optional[float] = ...) -> None: ...
 
 class Region(_message.Message):
-    __slots__ = ("box_px", "box_normalized", "score")
+    __slots__ = ("box_px", "box_normalized", "score", "mask_png")
     BOX_PX_FIELD_NUMBER: _ClassVar[int]
     BOX_NORMALIZED_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    MASK_PNG_FIELD_NUMBER: _ClassVar[int]
     box_px: Box
     box_normalized: Box
     score: float
-    def __init__(self, box_px: _Optional[_Union[Box, _Mapping]] = ..., box_normalized: _Optional[_Union[Box, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+    mask_png: bytes
+    def __init__(self, box_px: _Optional[_Union[Box, _Mapping]] = ..., box_normalized: _Optional[_Union[Box, _Mapping]] = ..., score: _Optional[float] = ..., mask_png: _Optional[bytes] = ...) -> None: ...
 
 class Box(_message.Message):
     __slots__ = ("x_min", "y_min", "x_max", "y_max")

@@ -45,6 +45,21 @@ class RecognitionServiceStub:
                 request_serializer=l2r2_dot_v1_dot_recognition__pb2.BatchRecognizeRequest.SerializeToString,
                 response_deserializer=l2r2_dot_v1_dot_recognition__pb2.BatchRecognizeResponse.FromString,
                 _registered_method=True)
+        self.StreamRecognize = channel.stream_stream(
+                '/l2r2.v1.RecognitionService/StreamRecognize',
+                request_serializer=l2r2_dot_v1_dot_recognition__pb2.StreamRecognizeRequest.SerializeToString,
+                response_deserializer=l2r2_dot_v1_dot_recognition__pb2.StreamRecognizeResponse.FromString,
+                _registered_method=True)
+        self.GetBundle = channel.unary_unary(
+                '/l2r2.v1.RecognitionService/GetBundle',
+                request_serializer=l2r2_dot_v1_dot_recognition__pb2.GetBundleRequest.SerializeToString,
+                response_deserializer=l2r2_dot_v1_dot_recognition__pb2.GetBundleResponse.FromString,
+                _registered_method=True)
+        self.ListBundles = channel.unary_unary(
+                '/l2r2.v1.RecognitionService/ListBundles',
+                request_serializer=l2r2_dot_v1_dot_recognition__pb2.ListBundlesRequest.SerializeToString,
+                response_deserializer=l2r2_dot_v1_dot_recognition__pb2.ListBundlesResponse.FromString,
+                _registered_method=True)
 
 
 class RecognitionServiceServicer:
@@ -70,6 +85,39 @@ class RecognitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamRecognize(self, request_iterator, context):
+        """Recognizes photographs as they come, for an app that was offline and has a queue: each answer is sent when it is
+        ready, not in order, and names the id of its request. The service reads no further ahead than it can work, so that
+        the flow control of HTTP/2 holds a caller back instead of filling memories.
+
+        After a broken connection send what was not answered again, in a new call with the same session: an item that is
+        being worked on is joined, one that was answered is answered again from memory, and none is worked on twice. The
+        service remembers a session's answers for ten minutes after its last item unless it was started with another time;
+        a restarted service has forgotten them.
+
+        The call ends with OK when the caller has half-closed and all is answered. FAILED_PRECONDITION: not ready yet.
+        UNAVAILABLE: stopping; what was accepted is answered first. What concerns one item is in its answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBundle(self, request, context):
+        """Says what a bundle can tell apart, which words of habitat and substrate it knows, and where its thresholds are.
+
+        NOT_FOUND: no such bundle. FAILED_PRECONDITION: not ready yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBundles(self, request, context):
+        """Lists the bundles that are served, by name; none while the service is not ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecognitionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +130,21 @@ def add_RecognitionServiceServicer_to_server(servicer, server):
                     servicer.BatchRecognize,
                     request_deserializer=l2r2_dot_v1_dot_recognition__pb2.BatchRecognizeRequest.FromString,
                     response_serializer=l2r2_dot_v1_dot_recognition__pb2.BatchRecognizeResponse.SerializeToString,
+            ),
+            'StreamRecognize': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamRecognize,
+                    request_deserializer=l2r2_dot_v1_dot_recognition__pb2.StreamRecognizeRequest.FromString,
+                    response_serializer=l2r2_dot_v1_dot_recognition__pb2.StreamRecognizeResponse.SerializeToString,
+            ),
+            'GetBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBundle,
+                    request_deserializer=l2r2_dot_v1_dot_recognition__pb2.GetBundleRequest.FromString,
+                    response_serializer=l2r2_dot_v1_dot_recognition__pb2.GetBundleResponse.SerializeToString,
+            ),
+            'ListBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBundles,
+                    request_deserializer=l2r2_dot_v1_dot_recognition__pb2.ListBundlesRequest.FromString,
+                    response_serializer=l2r2_dot_v1_dot_recognition__pb2.ListBundlesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +202,87 @@ class RecognitionService:
             '/l2r2.v1.RecognitionService/BatchRecognize',
             l2r2_dot_v1_dot_recognition__pb2.BatchRecognizeRequest.SerializeToString,
             l2r2_dot_v1_dot_recognition__pb2.BatchRecognizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamRecognize(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/l2r2.v1.RecognitionService/StreamRecognize',
+            l2r2_dot_v1_dot_recognition__pb2.StreamRecognizeRequest.SerializeToString,
+            l2r2_dot_v1_dot_recognition__pb2.StreamRecognizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/l2r2.v1.RecognitionService/GetBundle',
+            l2r2_dot_v1_dot_recognition__pb2.GetBundleRequest.SerializeToString,
+            l2r2_dot_v1_dot_recognition__pb2.GetBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/l2r2.v1.RecognitionService/ListBundles',
+            l2r2_dot_v1_dot_recognition__pb2.ListBundlesRequest.SerializeToString,
+            l2r2_dot_v1_dot_recognition__pb2.ListBundlesResponse.FromString,
             options,
             channel_credentials,
             insecure,
