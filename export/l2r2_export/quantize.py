@@ -17,7 +17,8 @@ from jaxtyping import Float32
 from l2r2.errors import ArtifactError, ExportError
 from l2r2.runtimes.processor import saturates
 from l2r2_export.graphs import first_line, require_onnx, save_checked
-from l2r2_export.qdq_graph import ACTIVATIONS, LAYERS, QUANTIZED, between, ends, guard, layers_of
+from l2r2_export.qdq_graph import LAYERS, QUANTIZED, between, ends, guard, layers_of
+from l2r2_export.ranges import ranges_of
 from l2r2_export.rounding import Layer, compensated, moments_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Quantizer(Protocol):
 class QdqQuantizer:
     """ONNX with Q/DQ pairs: weights per output channel, activations per tensor. Fulfils `Quantizer`.
 
-    Pairs are placed by ONNX Runtime's quantizer, ranges hold every value seen, weights are rounded as in `rounding`.
+    Pairs are placed by ONNX Runtime's quantizer, ranges are chosen as in `ranges`, weights rounded as in `rounding`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class QdqQuantizer:
         with tempfile.TemporaryDirectory() as folder, as_export_error(source, "calibrated"):
             fused = Path(folder) / "fused.onnx"
             self._model = _fused(source, fused)
-            self._ranges = _ranges(fused, calibration, target == "tensorrt", Path(folder))
+            self._ranges = _ranges(self._model, calibration, target == "tensorrt", Path(folder))
             found = list(layers_of(self._model.graph))
             self.layers: Mapping[str, float] = {node.name: multiplications for node, multiplications in found}
             if compensate:
@@ -187,32 +188,13 @@ def _fused(source: Path, fused: Path) -> onnx.ModelProto:
     return load_model_with_shape_infer(fused)
 
 
-def _ranges(fused: Path, calibration: Sequence[Images], symmetric: bool, folder: Path) -> Any:
+def _ranges(model: onnx.ModelProto, calibration: Sequence[Images], symmetric: bool, folder: Path) -> Any:
     """Tensor → range, as ONNX Runtime's own class."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, name: str) -> None:
-            self._feeds = iter([{name: batch} for batch in calibration if len(batch)])
-
-        def get_next(self) -> dict[str, Images] | None:
-            return next(self._feeds, None)
-
-    with silent():
-        calibrator = create_calibrator(
-            fused,
-            sorted(QUANTIZED | ACTIVATIONS),
-            augmented_model_path=str(folder / "watched.onnx"),
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"symmetric": symmetric},
-        )
-        calibrator.collect_data(Batches(calibrator.infer_session.get_inputs()[0].name))
-        ranges = calibrator.compute_data()
-    for name, seen in ranges.items():
-        if not np.isfinite(seen.range_value).all():
-            raise ExportError(f"tensor {name!r} is not finite on the calibration set; export the model again")
-    return ranges
+    found = ranges_of(model, calibration, symmetric, folder)
+    ends = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    return TensorsData(CalibrationMethod.MinMax, ends)
 
 
 def _compensated(
