@@ -125,8 +125,8 @@ def _seen(
     runs = [session.run(None, {given: batch, "ranges_shares": rng.random(DRAWN)}) for batch in calibration]
     found = {}
     for place, name in enumerate(names):
-        lows, highs, drawn = ([run[3 * place + which] for run in runs] for which in range(3))
-        found[name] = (float(np.min(lows)), float(np.max(highs)), np.concatenate(drawn).astype(np.float64))
+        lows, highs, values = ([run[3 * place + which] for run in runs] for which in range(3))
+        found[name] = (float(np.min(lows)), float(np.max(highs)), np.concatenate(values).astype(np.float64))
     return found
 
 

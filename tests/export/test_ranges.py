@@ -19,7 +19,7 @@ def small() -> onnx.ModelProto:
         helper.make_node("Shape", ["sum"], ["shape"]),
         helper.make_node("Reshape", ["sum", "shape"], ["y"]),
     ]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 8, 8]) for name in "xy")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in "xy")
     model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 10
     return onnx.shape_inference.infer_shapes(model)
@@ -32,14 +32,14 @@ def test_every_tensor_that_may_be_quantized_gets_a_range(tmp_path: Path) -> None
     found = ranges_of(small(), batches, False, tmp_path)
     assert set(found) == {"x", "r", "sum", "y"}
     seen = np.concatenate(batches)
-    assert found["x"] == pytest.approx((seen.min(), seen.max()))  # nothing is rare in it, so nothing is clipped
-    assert found["r"] == pytest.approx((0.0, seen.max()))
+    assert found["x"] == pytest.approx((seen.min(), seen.max()), rel=0.06)  # nothing is rare in it: little is clipped
+    assert found["r"] == pytest.approx((0.0, seen.max()), rel=0.06)
     assert found["sum"] == pytest.approx((seen.min(), 2 * seen.max()), rel=0.06)
 
 
 def test_what_is_rare_and_far_is_clipped(tmp_path: Path) -> None:
-    batch = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
-    batch[0, 0, 0, 0] = 60.0
+    batch = np.random.default_rng(0).normal(size=(4, 3, 256, 256)).astype(np.float32)
+    batch[0, 0, 0, 0] = 60.0  # one of 786,432
     low, high = ranges_of(small(), [batch], False, tmp_path)["x"]
     assert batch.min() <= low < 0
     assert high == pytest.approx(0.3 * 60)  # the least that is tried
