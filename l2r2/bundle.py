@@ -32,6 +32,7 @@ from l2r2.manifest import MANIFEST, REFERENCE, Deployment, Manifest, Model, Poli
 from l2r2.priors import Priors
 from l2r2.recognizer import Recognizer
 from l2r2.runtimes import RuntimeSession, ShapeProfile, open_session
+from l2r2.runtimes.batching import BatchingSession
 from l2r2.runtimes.processor import saturates
 from l2r2.runtimes.sessions import ENGINES as BUILT_AHEAD
 from l2r2.runtimes.sessions import check_names
@@ -154,7 +155,7 @@ class Bundle:
 
     def _session(self, deployment: Deployment, stage: str, threads: int | None) -> RuntimeSession:
         model, manifest = deployment.models[stage], self.manifest
-        return open_session(
+        session = open_session(
             self.folder / model.file,
             model.runtime or deployment.runtime,
             threads=threads or deployment.threads,
@@ -163,6 +164,7 @@ class Bundle:
             cache=_engines_of(self.folder, deployment),
             profile=ShapeProfile(model.shapes) if model.shapes else None,
         )
+        return session if deployment.batch == 1 else BatchingSession(session, deployment.batch)
 
     def _plain(self, runtime: str, precision: str) -> Deployment | None:
         check_names(runtime, precision)

@@ -253,7 +253,8 @@ class Recognizer:
         top_k: int,
     ) -> Prediction:
         best = _largest(belief, max(top_k, 2))
-        sure_of = {stage: float(np.exp(beliefs[stage].max())) for stage in logits}
+        alone = {stage: self._candidates(_largest(beliefs[stage], top_k), beliefs[stage]) for stage in logits}
+        sure_of = {stage: candidates[0].probability for stage, candidates in alone.items()}
         cautions = [Caution.HAZARD] if withheld else []
         if region is None:
             cautions.append(Caution.NOTHING_FOUND)
@@ -273,6 +274,7 @@ class Recognizer:
             prediction_set=None if members is None else self._set(members, belief),
             withheld=withheld,
             degraded=degraded,
+            stage_candidates=alone,
         )
 
     def _set(self, members: Int[np.ndarray, " m"], belief: Float[np.ndarray, " k"]) -> PredictionSet:

@@ -187,6 +187,7 @@ class Prediction:
         size_px: Width and height of the upright photograph.
         stages: Classifiers that ran, in order.
         stage_confidence: The highest probability of each stage that ran, metadata included, [0, 1].
+        stage_candidates: What each of them says alone, metadata included, as `candidates`.
         explanation: None only where a caller asked for none.
         cautions: Most serious first.
         prediction_set: What else the answer may be; None: the bundle has no sets.
@@ -207,6 +208,7 @@ class Prediction:
     prediction_set: PredictionSet | None = None
     withheld: bool = False
     degraded: bool = False
+    stage_candidates: Mapping[Stage, tuple[Candidate, ...]] = field(default_factory=dict)
     latency_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from l2r2.bundle import Bundle, load_bundle
-from l2r2.config import ImageSettings
-from l2r2.errors import ConfigError
+from l2r2.errors import ConfigError, InputError
 from l2r2.images import Photograph
+from l2r2.manifest import Manifest
 from l2r2.recognizer import Recognizer
-from l2r2.types import Metadata, Pixels, Region
-from l2r2_serving.answer import Answer
+from l2r2.types import Metadata, Pixels, Prediction, Region
+from l2r2_serving.answer import Answer, Options
+from l2r2_serving.deadline import Allowance, Costs, Deadline
 from l2r2_serving.errors import NotReady, UnknownBundle
+from l2r2_serving.pictures import thumbnail_jpeg
 
 REGISTRY = "models:/"
 """How the address of a bundle in a model registry begins."""
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +33,84 @@ class OpenBundle:
     Attributes:
         name, version: As in `Answer`.
         recognizer: One thread an inference, so that as many photographs as cores run side by side.
-        images: What a photograph may be.
+        manifest: What the bundle says of itself.
+        deployment: Runtime and precision that answer, such as onnxruntime/fp32.
+        costs: Of its classifiers, learnt as it answers.
     """
 
     name: str
     version: str
     recognizer: Recognizer
-    images: ImageSettings
+    manifest: Manifest
+    deployment: str
+    costs: Costs = field(default_factory=Costs)
 
-    def answer(self, data: bytes, metadata: Metadata, top_k: int) -> Answer:
+    def answer(
+        self,
+        data: bytes,
+        metadata: Metadata,
+        top_k: int,
+        options: Options = DEFAULTS,
+        deadline: Deadline | None = None,
+    ) -> Answer:
         """Decode and recognize one encoded photograph.
 
         Args:
             top_k: Candidates wanted, at least 1.
+            deadline: When the answer is of no more use; FULL is left out where it would not fit.
         Raises:
             ImageError: the bytes are no photograph that can be recognized.
+            InputError: a box outside the photograph.
+            DeadlinePassed: nobody waits any more; nothing was begun after that.
             BackendError: a model failed.
         """
-        (prediction,) = self.recognizer.recognize([Photograph(data, self.images)], [metadata], top_k=top_k)
+        deadline = deadline or Deadline()
+        deadline.require()
+        photo = Photograph(data, self.manifest.images)
+        began = time.perf_counter()
+        regions = self._regions(photo, options)
+        locating = {} if regions is None else {"locate": 1000 * (time.perf_counter() - began)}
+        predictions = self.recognizer.recognize(
+            [photo] * (1 if regions is None else len(regions)),
+            [metadata] * (1 if regions is None else len(regions)),
+            regions,
+            top_k,
+            fg_only=options.crop,
+            budget=Allowance(deadline, self.costs),
+        )
+        self.costs.learn(predictions[0].latency_ms)
+        predictions = [_told(each, options, locating) for each in predictions]
+        first = predictions[0]
+        thumbnails = [
+            thumbnail_jpeg(photo, each.region, options.thumbnail_px) if each.region is not None else b""
+            for each in (predictions if options.thumbnail_px else [])
+        ]
+        several = options.max_detections > 1 and first.region is not None
         return Answer(
-            prediction=prediction,
+            prediction=first,
             bundle_name=self.name,
             bundle_version=self.version,
-            unrecognized={source: metadata[source] for source in prediction.unrecognized},
+            unrecognized={source: metadata[source] for source in first.unrecognized},
+            detections=tuple(predictions) if several else (),
+            thumbnails=tuple(thumbnails),
         )
 
+    def _regions(self, photo: Photograph, options: Options) -> list[Region | None] | None:
+        """Where the foregrounds are, if the caller says so or wants it otherwise than the recognizer's own way."""
+        width, height = photo.size_px
+        if options.crop:
+            return [Region((0.0, 0.0, float(width), float(height)), 1.0)]
+        if options.box is not None:
+            return [_inside(options.box, width, height, normalized=options.box_normalized)]
+        if options.max_detections > 1 or options.localizer_threshold is not None or options.mask:
+            found: list[Region | None] = self.recognizer.detect(
+                photo, options.max_detections, options.localizer_threshold, masks=options.mask
+            )
+            return found
+        return None
+
     def warm_up(self) -> None:
-        """Run every model once, so that no caller pays for first-use allocations.
+        """Run every model once, so that no caller pays for first-use allocations, and learn what FULL costs.
 
         Raises:
             BackendError: a model failed.
@@ -63,6 +120,8 @@ class OpenBundle:
         # The cascade alone would leave out a model: FG when nothing is found, FULL when FG is sure.
         self.recognizer.recognize([photo], regions=[region])
         self.recognizer.recognize([photo], regions=[None])
+        (again,) = self.recognizer.recognize([photo], regions=[None])  # the first time is no measure
+        self.costs.learn(again.latency_ms)
 
 
 class Shelf:
@@ -74,6 +133,10 @@ class Shelf:
     def put(self, bundle: OpenBundle) -> None:
         """Serve a bundle, in place of another of its name."""
         self._open[bundle.name] = bundle
+
+    def all(self) -> list[OpenBundle]:
+        """What is served, by name."""
+        return [self._open[name] for name in sorted(self._open)]
 
     def require_any(self) -> None:
         """Raise NotReady while there is none."""
@@ -129,7 +192,35 @@ def open_bundle(
         ConfigError, BackendMissing, BackendError, ArtifactError: as `Bundle.recognizer`.
     """
     recognizer = bundle.recognizer(runtime, precision, threads)
-    return OpenBundle(bundle.manifest.name, bundle.version, recognizer, bundle.manifest.images)
+    deployment = bundle.deployment(runtime, precision).name
+    return OpenBundle(bundle.manifest.name, bundle.version, recognizer, bundle.manifest, deployment)
+
+
+def _inside(box: tuple[float, float, float, float], width: int, height: int, *, normalized: bool) -> Region:
+    """A caller's box in pixels, cut to the photograph."""
+    if normalized:
+        box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height))
+    if not (x1 - x0 >= 1 and y1 - y0 >= 1):  # so, since NaN is not either
+        raise InputError(
+            f"the box {tuple(round(side, 1) for side in box)} px has no pixel of the {width}×{height} photograph; "
+            "expected left < right and top < bottom, inside it"
+        )
+    return Region((x0, y0, x1, y1), 1.0)
+
+
+def _told(prediction: Prediction, options: Options, locating: Mapping[str, float]) -> Prediction:
+    """Without what was not asked for, and with the time that locating took, decoding first."""
+    own = dict(prediction.latency_ms)
+    decode = {"decode": own.pop("decode")} if "decode" in own else {}
+    region = prediction.region
+    return replace(
+        prediction,
+        region=region if region is None or options.mask else replace(region, mask=None),
+        explanation=prediction.explanation if options.explanation else None,
+        prediction_set=prediction.prediction_set if options.prediction_set else None,
+        latency_ms={**decode, **locating, **own},
+    )
 
 
 def _warm_up_photo() -> tuple[Pixels, Region]:

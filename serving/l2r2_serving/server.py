@@ -18,7 +18,10 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined, un
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
 from l2r2_serving.bundles import Shelf, open_bundle
+from l2r2_serving.engine import Engine
 from l2r2_serving.limits import Slots
+from l2r2_serving.memory import Memory
+from l2r2_serving.observing import Nobody, Observer
 from l2r2_serving.service import SERVICE, RecognitionService
 from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2_grpc
@@ -44,12 +47,16 @@ class RecognitionServer:
         port: Where it listens; 0 before `start`.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, observer: Observer | None = None) -> None:
         self._settings = settings
         self._shelf = Shelf()
         self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
         self._health = health.HealthServicer()
-        self.slots = Slots(settings.slot_count)
+        self.slots = Slots(settings.slot_count, settings.max_per_client)
+        observer = observer or Nobody()
+        engine = Engine(self._shelf, self._pool, settings.worker_count, self.slots, observer)
+        self._memory = Memory(settings.memory_s)
+        self._service = RecognitionService(engine, self._memory, observer)
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -76,8 +83,7 @@ class RecognitionServer:
             ],
             maximum_concurrent_rpcs=2 * settings.slot_count + ARRIVING,
         )
-        service = RecognitionService(self._shelf, self._pool, settings.worker_count, self.slots)
-        recognition_pb2_grpc.add_RecognitionServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        recognition_pb2_grpc.add_RecognitionServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         health_names = _add_health(self._health, server)
         if settings.reflection:
@@ -118,11 +124,14 @@ class RecognitionServer:
         """
         grace = self._settings.grace_s if grace_s is None else grace_s
         await self._health.enter_graceful_shutdown()
+        self._service.stop()
         if self._server is not None:
             stopping = asyncio.create_task(self._server.stop(grace))
             # A health watcher never finishes: without this it would hold the server for the whole grace.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.slots.idle(), grace)
+                async with asyncio.timeout(grace):
+                    await self._memory.settled()
+                    await self.slots.idle()
             await self._server.stop(min(LINGER_S, grace))
             await stopping
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The servicer: from a message to an answer, off the event loop."""
+"""The servicer: methods of `l2r2.v1.RecognitionService`, admission and statuses."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
 
-from l2r2.errors import DeadlinePassed, ImageError
-from l2r2_serving.bundles import OpenBundle, Shelf
-from l2r2_serving.convert import check_batch, read_metadata, read_top_k, to_response
-from l2r2_serving.limits import Slots
-from l2r2_serving.status import DETAILS_KEY, FieldError, code_of, naming, status_of
+from l2r2.errors import ServingError
+from l2r2_serving.callers import REQUEST_ID, begun
+from l2r2_serving.convert import check_batch, check_item
+from l2r2_serving.deadline import Deadline
+from l2r2_serving.describe import describe, info
+from l2r2_serving.engine import Engine
+from l2r2_serving.limits import MAX_ID_CHARS
+from l2r2_serving.memory import Memory, item_status, outcome
+from l2r2_serving.observing import Call, Observer
+from l2r2_serving.status import DETAILS_KEY, FieldError, code_of, status_of
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 
@@ -29,112 +33,166 @@ _log = logging.getLogger(__name__)
 
 
 class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
-    """Admits, hands to a worker thread, and turns errors into statuses.
+    """Admits, hands to the engine, and turns errors into statuses."""
 
-    A request that is cancelled, or whose deadline passes, while it waits for a worker is never worked on: the event
-    loop cancels its future, and the worker asks the clock before it starts.
-    """
-
-    def __init__(self, shelf: Shelf, pool: Executor, workers: int, slots: Slots) -> None:
+    def __init__(self, engine: Engine, memory: Memory, observer: Observer) -> None:
         """Store the parts.
 
         Args:
-            pool: Where photographs are decoded and recognized.
-            workers: Threads of the pool; a batch never waits with more of its requests than that, so that it does not
-                shut out other callers.
-            slots: One a call in flight.
+            memory: What streams were answered.
         """
-        self._shelf = shelf
-        self._pool = pool
-        self._workers = workers
-        self._slots = slots
+        self._engine = engine
+        self._memory = memory
+        self._observer = observer
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Read no more from streams: what was accepted is answered, then they end with UNAVAILABLE."""
+        self._stopping.set()
 
     async def Recognize(  # noqa: N802  the method's name on the wire
         self, request: pb.RecognizeRequest, context: Context
     ) -> pb.RecognizeResponse:
         """Answer one request."""
-        async with _refusing(context):
-            with self._slots.take():
-                return await self._answer(request, _deadline(context))
+        async with self._call("Recognize", context) as call:
+            with self._engine.slots.take(call.caller):
+                return await self._engine.answer(request, _deadline(context), call)
         raise AssertionError("refusing ends the call")
 
     async def BatchRecognize(  # noqa: N802
         self, request: pb.BatchRecognizeRequest, context: Context
     ) -> pb.BatchRecognizeResponse:
         """Answer each request of a batch, in order; one that fails does not lose the others."""
-        async with _refusing(context):
+        async with self._call("BatchRecognize", context) as call:
             check_batch(request)
-            self._shelf.require_any()
-            with self._slots.take():
-                return pb.BatchRecognizeResponse(results=await self._answer_each(request, _deadline(context)))
+            self._engine.shelf.require_any()
+            with self._engine.slots.take(call.caller):
+                return pb.BatchRecognizeResponse(results=await self._answer_each(request, _deadline(context), call))
+        raise AssertionError("refusing ends the call")
+
+    async def StreamRecognize(self, _requests: object, context: Context) -> None:  # noqa: N802
+        """Answer each item when it is ready.
+
+        An item is read only when another was answered and taken: a caller that reads slowly is read slowly.
+        """
+        async with self._call("StreamRecognize", context) as call:
+            self._engine.shelf.require_any()
+            deadline = _deadline(context)
+            window, writing = asyncio.Semaphore(2 * self._engine.workers), asyncio.Lock()
+
+            async def answer(item: pb.StreamRecognizeRequest) -> None:
+                response = await self._answer_item(item, deadline, call)
+                async with writing:
+                    await context.write(response)
+                window.release()
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    while await _first(window.acquire(), self._stopping.wait()):
+                        item = await _first(context.read(), self._stopping.wait())
+                        if not isinstance(item, pb.StreamRecognizeRequest):
+                            break
+                        group.create_task(answer(item))
+            finally:
+                deadline.gone = True  # no harm where all is answered
+            if self._stopping.is_set():
+                raise ServingError("the server is stopping; send what was not answered again, to another or later")
+
+    async def GetBundle(  # noqa: N802
+        self, request: pb.GetBundleRequest, context: Context
+    ) -> pb.GetBundleResponse:
+        """Describe a bundle."""
+        async with self._call("GetBundle", context):
+            return pb.GetBundleResponse(bundle=describe(self._engine.shelf.find(request.name)))
+        raise AssertionError("refusing ends the call")
+
+    async def ListBundles(  # noqa: N802
+        self,
+        request: pb.ListBundlesRequest,  # noqa: ARG002
+        context: Context,
+    ) -> pb.ListBundlesResponse:
+        """Name what is served."""
+        async with self._call("ListBundles", context):
+            return pb.ListBundlesResponse(bundles=[info(opened) for opened in self._engine.shelf.all()])
         raise AssertionError("refusing ends the call")
 
     async def _answer_each(
-        self, request: pb.BatchRecognizeRequest, deadline: float | None
+        self, request: pb.BatchRecognizeRequest, deadline: Deadline, call: Call
     ) -> list[pb.BatchRecognizeResult]:
         results = [pb.BatchRecognizeResult() for _ in request.requests]
         waiting = iter(zip(request.requests, results, strict=True))
 
         async def work() -> None:
             for item, result in waiting:
-                await self._answer_into(result, item, deadline)
+                try:
+                    result.response.CopyFrom(await self._engine.answer(item, deadline, call))
+                except Exception as error:  # noqa: BLE001  an edge: the others of the batch must be answered
+                    _log_if_ours(error, call)
+                    result.status.CopyFrom(item_status(error))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._workers, len(results))):
+            for _ in range(min(self._engine.workers, len(results))):
                 group.create_task(work())
         return results
 
-    async def _answer_into(
-        self, result: pb.BatchRecognizeResult, request: pb.RecognizeRequest, deadline: float | None
-    ) -> None:
+    async def _answer_item(
+        self, item: pb.StreamRecognizeRequest, deadline: Deadline, call: Call
+    ) -> pb.StreamRecognizeResponse:
+        async def work(deadline: Deadline = deadline) -> pb.RecognizeResponse:
+            async with self._engine.slots.wait(call.caller):
+                return await self._engine.answer(item.request, deadline, call)
+
         try:
-            result.response.CopyFrom(await self._answer(request, deadline))
-        except Exception as error:  # noqa: BLE001  an edge: the others of the batch must be answered
-            status = status_of(error)
-            _log_if_ours(error)
-            result.status.MergeFromString(status.SerializeToString())
+            check_item(item)
+            if not item.session:
+                return await outcome(item.id, work)
+            # What is remembered is worth finishing: the caller comes back for it.
+            return await self._memory.answer(call.caller, item, lambda: work(Deadline()))
+        except FieldError as error:
+            return pb.StreamRecognizeResponse(id=item.id[:MAX_ID_CHARS], status=item_status(error))
 
-    async def _answer(self, request: pb.RecognizeRequest, deadline: float | None) -> pb.RecognizeResponse:
-        opened = self._shelf.find(request.bundle)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, recognize_before, deadline, opened, request)
+    @asynccontextmanager
+    async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
+        """End the call with a status if anything goes wrong inside, and tell whoever watches."""
+        call = begun(f"{SERVICE}/{method}", context)
+        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        call.code = "OK"
+        try:
+            yield call
+        except asyncio.CancelledError:
+            call.code = "CANCELLED"
+            raise
+        except Exception as error:  # noqa: BLE001  an edge: whatever happens, the caller gets a status
+            reasons = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+            status = status_of(next((each for each in reasons if isinstance(each, Exception)), ServingError("stopped")))
+            call.code = _CODES[status.code].name
+            _log_if_ours(error, call)
+            await context.abort(_CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        finally:
+            call.ended_ns = time.time_ns()
+            self._observer.call(call)
 
 
-def recognize_before(deadline: float | None, opened: OpenBundle, request: pb.RecognizeRequest) -> pb.RecognizeResponse:
-    """Answer a request, in a worker thread.
-
-    Args:
-        deadline: Of `time.monotonic`; None: the caller waits for ever.
-    Raises:
-        DeadlinePassed: before anything was begun.
-        FieldError: a field cannot be used.
-        BackendError: a model failed.
-    """
-    if deadline is not None and time.monotonic() >= deadline:
-        raise DeadlinePassed("the deadline passed before a worker was free; nothing was done, give more time")
-    metadata, top_k = read_metadata(request), read_top_k(request)
-    with naming("image", ImageError):
-        return to_response(opened.answer(request.image, metadata, top_k))
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-@asynccontextmanager
-async def _refusing(context: Context) -> AsyncIterator[None]:
-    """End the call with a status if anything goes wrong inside."""
+async def _first(wanted: Any, stopping: Any) -> Any:
+    """What the first gives; None where the second is sooner."""
+    tasks = [asyncio.ensure_future(wanted), asyncio.ensure_future(stopping)]
     try:
-        yield
-    except Exception as error:  # noqa: BLE001  an edge: whatever happens, the caller gets a status
-        status = status_of(error)
-        _log_if_ours(error)
-        codes = {code.value[0]: code for code in grpc.StatusCode}
-        await context.abort(codes[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
-def _log_if_ours(error: Exception) -> None:
+def _log_if_ours(error: Exception, call: Call) -> None:
     """A caller's mistake is not logged; ours is, with its traceback and nothing of what was sent."""
     if not isinstance(error, FieldError) and code_of(type(error)) is grpc.StatusCode.INTERNAL:
-        _log.error("a request failed: %s", type(error).__name__, exc_info=error)
+        _log.error("request %s failed: %s", call.request_id, type(error).__name__, exc_info=error)
 
 
-def _deadline(context: Context) -> float | None:
+def _deadline(context: Context) -> Deadline:
     left = context.time_remaining()
-    return None if left is None else time.monotonic() + float(left)
+    return Deadline(None if left is None else time.monotonic() + float(left))

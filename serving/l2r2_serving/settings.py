@@ -8,6 +8,7 @@ from pydantic import Field
 
 from l2r2.config import Settings
 from l2r2_serving.limits import MAX_MESSAGE_MB, REQUESTS_A_WORKER
+from l2r2_serving.memory import MEMORY_S
 
 
 class ServerSettings(Settings):
@@ -27,6 +28,11 @@ class ServerSettings(Settings):
     """Of one inference, on a CPU; None: as the deployment says. Workers times threads should not exceed the cores."""
     max_queue: int | None = Field(None, ge=1)
     """Requests in flight, running and waiting, beyond which callers are refused; None: four a worker."""
+    max_per_client: int | None = Field(None, ge=1)
+    """Of those, requests of one caller; None: no less than of all. With several field apps behind one address, name
+    callers by tokens or certificates before setting this."""
+    memory_s: float = Field(MEMORY_S, gt=0)
+    """Seconds that the answers of streams are remembered, for a caller whose connection broke."""
     max_message_mb: int = Field(MAX_MESSAGE_MB, ge=1, le=1024)
     """MiB of one message, either way."""
     reflection: bool = False

@@ -91,6 +91,11 @@ def code_of(kind: type[BaseException]) -> grpc.StatusCode:
     return next((CODES[parent] for parent in kind.__mro__ if parent in CODES), grpc.StatusCode.INTERNAL)
 
 
+def grpc_code_of(problem: BaseException) -> grpc.StatusCode:
+    """The code that an error ends a call with."""
+    return code_of(type(problem.error if isinstance(problem, FieldError) else problem))
+
+
 def reason_of(kind: type[BaseException]) -> str:
     """ImageError → IMAGE_ERROR."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", kind.__name__).upper()

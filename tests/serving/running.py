@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from l2r2.bundle import Bundle
-from l2r2.manifest import Manifest
+from l2r2.manifest import Deployment, Manifest
 from l2r2.recognizer import Recognizer
 from l2r2.types import Localizer, Pixels, Region
 from l2r2_serving.client import Client
@@ -126,6 +126,9 @@ class ChangedBundle:
         self.localizer = localizer(self._recognizer.localizer)
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
+
+    def deployment(self, *_chosen: object) -> Deployment:
+        return self.manifest.reference
 
     def recognizer(self, *_chosen: object) -> Recognizer:
         return replace(self._recognizer, localizer=self.localizer)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 
 import grpc
@@ -11,11 +12,12 @@ from google.rpc import error_details_pb2
 
 from l2r2.bundle import Bundle
 from l2r2.errors import BackendError, ConfigError, DeadlinePassed, InputError, Overloaded
+from l2r2.types import Stage
 from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.client import Client
+from l2r2_serving.deadline import Costs, Deadline
 from l2r2_serving.limits import Slots, check_top_k
 from l2r2_serving.server import RecognitionServer
-from l2r2_serving.service import recognize_before
 from l2r2_serving.settings import ServerSettings, available_cores
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.serving.running import BrokenLocalizer, ChangedBundle, GatedLocalizer, Running, eventually, running
@@ -79,10 +81,14 @@ def test_work_of_a_caller_who_left_is_dropped(leave: str, bundle: Bundle) -> Non
 
 
 def test_a_worker_asks_the_clock_before_it_starts(opened: OpenBundle) -> None:
-    with pytest.raises(DeadlinePassed, match="nothing was done"):
-        recognize_before(time.monotonic() - 1.0, opened, pb.RecognizeRequest(image=b"never looked at"))
-    assert recognize_before(time.monotonic() + 60.0, opened, REQUEST).candidates[0].name == "red"
-    assert recognize_before(None, opened, REQUEST).candidates[0].name == "red"
+    with pytest.raises(DeadlinePassed, match="the deadline passed before the answer was ready"):
+        opened.answer(b"never looked at", {}, 5, deadline=Deadline(time.monotonic() - 1.0))
+    gone = Deadline()
+    gone.gone = True
+    with pytest.raises(DeadlinePassed, match="the caller has hung up"):
+        opened.answer(b"never looked at", {}, 5, deadline=gone)
+    for deadline in (Deadline(time.monotonic() + 60.0), None):
+        assert opened.answer(PHOTO, {}, 5, deadline=deadline).prediction.answer.name == "red"
 
 
 def test_client_says_how_long_it_waited(bundle: Bundle) -> None:
@@ -156,7 +162,9 @@ def test_a_failure_of_ours_is_logged_and_tells_the_caller_nothing(
     assert "secret" not in str(status)
     assert "secret" not in str(item)
     assert item.status.code == grpc.StatusCode.INTERNAL.value[0]
-    assert [record.message for record in caplog.records] == ["a request failed: RuntimeError"] * 3
+    assert [re.sub(" [0-9a-f]{16}", "", record.message) for record in caplog.records] == [
+        "request failed: RuntimeError"
+    ] * 3
     assert all(record.exc_info for record in caplog.records)
 
 
@@ -214,3 +222,70 @@ def test_defaults_follow_the_cores() -> None:
 def test_top_k_out_of_range(top_k: int) -> None:
     with pytest.raises(InputError, match=f"top_k is {top_k}; expected 1 to 100"):
         check_top_k(top_k)
+
+
+def test_one_caller_may_not_take_every_slot() -> None:
+    slots = Slots(4, each=2)
+    with slots.take("a"), slots.take("a"):
+        with pytest.raises(Overloaded, match="2 of your requests are in flight"), slots.take("a"):
+            pass
+        with slots.take("b"):
+            assert slots.taken == 3
+    with slots.take("a"):
+        assert slots.taken == 1
+
+
+def test_who_waits_for_a_slot_is_served_in_order() -> None:
+    slots, order = Slots(1), []
+
+    async def work(name: str) -> None:
+        async with slots.wait():
+            assert slots.taken == 1
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async def use() -> None:
+        with slots.take():
+            tasks = [asyncio.create_task(work(name)) for name in "abcd"]
+            await asyncio.sleep(0)
+            tasks[1].cancel()
+            await asyncio.sleep(0)
+            assert order == []
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert slots.taken == 0
+
+    asyncio.run(use())
+    assert order == ["a", "c", "d"]
+
+
+def test_a_waiter_that_its_own_limit_holds_back_does_not_block_the_next() -> None:
+    slots, order = Slots(2, each=1), []
+
+    async def work(name: str) -> None:
+        async with slots.wait(name):
+            order.append(name)
+
+    async def use() -> None:
+        with slots.take("a"):
+            waiting = asyncio.create_task(work("a"))
+            await asyncio.sleep(0)
+            await work("b")
+            assert order == ["b"]
+        await waiting
+
+    asyncio.run(use())
+    assert order == ["b", "a"]
+
+
+def test_costs_are_rarely_exceeded() -> None:
+    costs = Costs()
+    assert costs.expected_s(Stage.FULL) == 0.0
+    times = np.random.default_rng(0).uniform(8, 12, 400)
+    late = 0
+    for ms in times:
+        late += ms / 1000 > costs.expected_s(Stage.FULL)
+        costs.learn({"decode": 50.0, "render FULL": ms / 4, "classify FULL": 3 * ms / 4, "classify FG": 99.0})
+    assert late <= 4
+    assert 0.010 < costs.expected_s(Stage.FULL) < 0.020
+    costs.learn({"classify FG": 1.0})
+    assert costs.expected_s(Stage.FULL) > 0.010

@@ -298,12 +298,14 @@ class ImageSize(_message.Message):
     def __init__(self, width_px: _Optional[int] = ..., height_px: _Optional[int] = ...) -> None: ...
 
 class StageRun(_message.Message):
-    __slots__ = ("stage", "confidence")
+    __slots__ = ("stage", "confidence", "candidates")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     stage: Stage
     confidence: float
-    def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., confidence: _Optional[float] = ...) -> None: ...
+    candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
+    def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., confidence: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("rival", "total_log_odds", "parts")
