@@ -30,7 +30,7 @@ def waterfall(profile: Profile, path: Path) -> None:
     for row, name in enumerate(_rows(profile.steps)):
         if name == BETWEEN:
             axis.axhline(row, color="grey", linewidth=0.8, linestyle=":")
-            text = f"FULL runs for {100 * share:.0f} % of these photographs, gate at {_gate_of(profile)}"
+            text = f"FULL runs for {100 * share:.1f} % of these photographs, gate at {_gate_of(profile)}"
             axis.text(0.02 * longest, row, text, va="center", fontsize=9, color="dimgrey", backgroundcolor="white")
             labels.append("gate")
             continue
@@ -41,9 +41,10 @@ def waterfall(profile: Profile, path: Path) -> None:
             axis.barh(row, timing.p50_ms, left=at, color="none", edgecolor=color, linestyle="--", linewidth=1)
         axis.barh(row, expected, left=at, color=color)
         axis.plot([at, at + timing.p90_ms], [row + 0.46] * 2, color=color, linewidth=1.5, solid_capstyle="butt")
-        told = f"{timing.p50_ms:.2g} × {share:.2f}" if full else f"{timing.p50_ms:.3g}"
+        told = f"{timing.p50_ms:.2g} × {100 * share:.1f} %" if full else f"{timing.p50_ms:.3g}"
         reach = at + max(timing.p50_ms, timing.p90_ms)
-        axis.text(reach + 0.01 * longest, row, told, va="center", fontsize=9)
+        label = {"va": "center", "fontsize": 9, "backgroundcolor": "white", "zorder": 3}
+        axis.text(reach + 0.015 * longest, row, told, **label)
         labels.append(name)
         at += expected
     axis.axvline(at, color="black", linewidth=0.8)

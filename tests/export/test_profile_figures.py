@@ -83,7 +83,7 @@ def test_the_waterfall_ends_at_the_expected_cost(tmp_path: Path, drawn: Callable
     assert hollow == [2, 16]
     assert "expected 44 a photograph (line), 57.5 with FULL always" in axis.get_xlabel()
     assert [label.get_text() for label in axis.get_yticklabels()] == [*STEPS[:4], "gate", *STEPS[4:]]
-    assert any("FULL runs for 25 % of these photographs, gate at 0.80" in text for text in texts(axis))
+    assert any("FULL runs for 25.0 % of these photographs, gate at 0.80" in text for text in texts(axis))
 
 
 def test_a_waterfall_without_full_has_no_gate(tmp_path: Path, drawn: Callable[[], Any]) -> None:
