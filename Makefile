@@ -47,6 +47,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIN)/shellcheck .ci/run export/gpu.sh
 	$(BIN)/mypy
 
 format: $(READY)

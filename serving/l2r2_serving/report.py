@@ -18,6 +18,8 @@ CAUTIONS = {
 }
 """In plain words."""
 
+DEGRADED = "the whole photograph was wanted too, but could not be looked at in time; this is what its foreground says"
+
 
 def as_text(path: Path, answer: Answer) -> str:
     """A block of lines: what, where, how, why, and what to beware of; no line break at the end."""
@@ -46,6 +48,8 @@ def as_text(path: Path, answer: Answer) -> str:
             f"{prediction.explanation.total:+.2f} log-odds against {prediction.explanation.rival} = {', '.join(parts)}"
         )
         lines.append(_line("why", why))
+    if prediction.degraded:
+        lines.append(_line("degraded", DEGRADED))
     lines += [_line("caution", CAUTIONS[caution]) for caution in prediction.cautions]
     lines += [_line("ignored", f"{s} {v!r}, which the bundle does not know") for s, v in answer.unrecognized.items()]
     lines.append(_line("bundle", f"{answer.bundle_name} {answer.bundle_version}"))
@@ -55,7 +59,7 @@ def as_text(path: Path, answer: Answer) -> str:
 
 def as_json(path: Path, answer: Answer) -> str:
     """One line: photo, candidates, region (or null), size_px, stages, explanation, cautions, unrecognized, bundle,
-    latency_ms, prediction_set (or null), withheld. Boxes are xyxy, in pixels and as shares in [0, 1]; log-odds are
+    latency_ms, prediction_set (or null), withheld, degraded. Boxes are xyxy, in pixels and as shares in [0, 1]; log-odds are
     natural.
     """
     prediction = answer.prediction
@@ -79,6 +83,7 @@ def as_json(path: Path, answer: Answer) -> str:
         "prediction_set": among
         and {"members": [c.name for c in among.members], "size": among.size, "coverage": among.coverage},
         "withheld": prediction.withheld,
+        "degraded": prediction.degraded,
     }
     return json.dumps(values, ensure_ascii=False, allow_nan=False)
 

@@ -8,8 +8,17 @@ from hypothesis import strategies as st
 
 from l2r2.errors import InputError
 from l2r2.types import Candidate, Caution, Explanation, Prediction, PredictionSet, Region, Stage
-from l2r2_serving.answer import Answer
-from l2r2_serving.convert import CAUTIONS, STAGES, normalized, read_metadata, to_answer, to_request, to_response
+from l2r2_serving.answer import Answer, Options
+from l2r2_serving.convert import (
+    CAUTIONS,
+    STAGES,
+    normalized,
+    read_metadata,
+    read_options,
+    to_answer,
+    to_request,
+    to_response,
+)
 from l2r2_serving.v1 import recognition_pb2 as pb
 
 ANSWER = Answer(
@@ -24,6 +33,8 @@ ANSWER = Answer(
         unrecognized=("soil",),
         prediction_set=PredictionSet((Candidate(2, "blue", 0.75), Candidate(0, "red", 0.25)), 7, 0.9),
         withheld=True,
+        degraded=True,
+        stage_candidates={Stage.FG: (Candidate(0, "red", 0.4),), Stage.FULL: (Candidate(2, "blue", 0.9),)},
         latency_ms={"decode": 1.5, "locate": 2.5},
     ),
     "tiny",
@@ -50,6 +61,43 @@ def test_an_answer_there_and_back() -> None:
     for name in Prediction.__slots__:
         if name != "region":
             assert getattr(a, name) == getattr(b, name)
+
+
+def test_detections_there_and_back() -> None:
+    other = replace(ANSWER.prediction, candidates=(Candidate(1, "green", 1.0),), withheld=False)
+    answer = replace(ANSWER, detections=(ANSWER.prediction, other), thumbnails=(b"one", b""))
+    again = to_answer(pb.RecognizeResponse.FromString(to_response(answer).SerializeToString()))
+    assert [each.answer.name for each in again.detections] == ["blue", "green"]
+    assert [each.withheld for each in again.detections] == [True, False]
+    assert again.thumbnails == (b"one", b"")
+    assert to_answer(to_response(ANSWER)).thumbnails == ()
+
+
+OPTIONS = st.builds(
+    Options,
+    localizer_threshold=st.none() | st.floats(0, 1),
+    max_detections=st.integers(1, 16),
+    explanation=st.booleans(),
+    prediction_set=st.booleans(),
+    thumbnail_px=st.just(0) | st.integers(32, 512),
+    mask=st.booleans(),
+) | st.builds(
+    Options,
+    box=st.none() | st.tuples(*[st.floats(0, 1)] * 4),
+    box_normalized=st.booleans(),
+    mask=st.booleans(),
+)
+
+
+@given(options=OPTIONS)
+def test_options_there_and_back(options: Options) -> None:
+    sent = pb.RecognizeRequest.FromString(to_request(b"photo", {}, 5, "", options).SerializeToString())
+    assert read_options(sent) == (options if options.box is not None else replace(options, box_normalized=False))
+
+
+def test_a_crop_there_and_back() -> None:
+    assert read_options(to_request(b"photo", {}, 5, "", Options(crop=True))) == Options(crop=True)
+    assert read_options(pb.RecognizeRequest(image=b"photo")) == Options()
 
 
 def test_what_is_absent_stays_absent() -> None:
