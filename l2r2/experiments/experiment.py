@@ -44,7 +44,7 @@ class Context(Settings):
     children: dict[Stage, str]
     """Run of each stage's deployed classifier (the first seed)."""
     validation: dict[str, float]
-    """Rates on the validation split: escalated, nothing_found, disagreement, flipped_by_prior, unrecognized."""
+    """Rates on the validation split, as `Systems.validation_rates` gives them."""
 
 
 @dataclass(frozen=True, slots=True)

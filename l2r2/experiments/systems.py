@@ -82,11 +82,15 @@ class Systems:
         known = self.policy.decide(z_fg, z_full, val.found, prior)
         plain = self.policy.decide(z_fg, z_full, val.found, np.zeros_like(prior))
         differ = val.found & (z_fg.argmax(axis=1) != z_full.argmax(axis=1))
+        both = val.found & ~known.skipped_full
+        fg, full = self.policy.evidence(Stage.FG, z_fg, prior), self.policy.evidence(Stage.FULL, z_full, prior)
+        seen = both & (fg.belief.argmax(axis=1) != full.belief.argmax(axis=1))
         flipped = known.belief.argmax(axis=1) != plain.belief.argmax(axis=1)
         rates = {
             "escalated": float(1 - known.skipped_full.mean()),
             "nothing_found": float(1 - val.found.mean()),
             "disagreement": float(differ.sum() / max(val.found.sum(), 1)),
+            "disagreement_where_both_ran": float(seen.sum() / max(both.sum(), 1)),  # all that a service gets to see
             "flipped_by_prior": float(flipped.mean()),
             "withheld": float(known.withheld.mean()),
             "unrecognized": float(np.mean([bool(self.priors.unrecognized(values)) for values in val.metadata])),

@@ -59,8 +59,8 @@ def as_text(path: Path, answer: Answer) -> str:
 
 def as_json(path: Path, answer: Answer) -> str:
     """One line: photo, candidates, region (or null), size_px, stages, explanation, cautions, unrecognized, bundle,
-    latency_ms, prediction_set (or null), withheld, degraded. Boxes are xyxy, in pixels and as shares in [0, 1]; log-odds are
-    natural.
+    latency_ms, prediction_set (or null), withheld, degraded. Boxes are xyxy, in pixels and as shares in [0, 1];
+    log-odds are natural.
     """
     prediction = answer.prediction
     region, why, among = prediction.region, prediction.explanation, prediction.prediction_set

@@ -15,7 +15,8 @@ from l2r2.errors import ConfigError
 from l2r2.experiments.splits import Split, load_splits
 from l2r2.experiments.systems import Systems, fit_systems, shuffle
 from l2r2.experiments.tables import ORACLE, accuracies, markdown, metrics, predictions
-from l2r2.types import View
+from l2r2.types import Region, Stage, View
+from tests.fakes import make_recognizer, photo
 
 K = 3
 FG, FULL = (View.FG_C, 0), (View.FULL, 0)
@@ -123,6 +124,7 @@ def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split])
         "escalated",
         "nothing_found",
         "disagreement",
+        "disagreement_where_both_ran",
         "flipped_by_prior",
         "unrecognized",
         "withheld",
@@ -131,6 +133,20 @@ def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split])
     assert 1 <= rates.pop("set_size") <= K
     assert all(0 <= rate <= 1 for rate in rates.values())
     assert rates["nothing_found"] == pytest.approx(1 - splits["val"].found.mean())
+
+
+def test_the_disagreement_of_those_that_ran_both_is_what_a_service_sees(
+    systems: Systems, splits: dict[str, Split]
+) -> None:
+    val = splits["val"]
+    fg, full = systems.deployed(val)
+    regions = [Region((0.0, 0.0, 8.0, 8.0), 1.0) if found else None for found in val.found]
+    recognizer = replace(make_recognizer(fg, full, regions), policy=systems.policy, priors=systems.priors)
+    predictions = recognizer.recognize([photo(i) for i in range(len(fg))], val.metadata)
+    both = [each.stage_candidates for each in predictions if len(each.stages) == 2]
+    seen = [one[Stage.FG][0].index != one[Stage.FULL][0].index for one in both]
+    assert both
+    assert systems.validation_rates(val)["disagreement_where_both_ran"] == pytest.approx(np.mean(seen))
 
 
 def test_shuffling_keeps_the_values_and_differs_between_splits(splits: dict[str, Split]) -> None:
