@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import signal
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 from l2r2.errors import ArtifactError, BackendMissing, ExportError
 from l2r2.files import whole_file
 from l2r2.runtimes.open_vino import openvino_core
+from l2r2.runtimes.packages import keep_silent
 from l2r2_export.graphs import first_line
 from l2r2_export.quantize import Images, check_calibration, check_names, silent
 
@@ -141,7 +141,7 @@ def nncf_installed() -> bool:
 
 def _require_nncf() -> None:
     """Raise BackendMissing with the command that installs what INT8 for OpenVINO needs."""
-    os.environ.setdefault("NNCF_CI", "1")  # else NNCF tells its makers of every use, unasked
+    keep_silent()
     try:
         with silent():
             import nncf  # noqa: F401

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from l2r2.errors import ArtifactError, BackendError, ConfigError
-from l2r2.runtimes.packages import require
+from l2r2.runtimes.packages import keep_silent, require
 from l2r2.runtimes.profiles import ShapeProfile
 from l2r2.runtimes.tensors import Input, check_feed
 
@@ -27,6 +27,7 @@ def load_openvino() -> ModuleType:
     Raises:
         BackendMissing: it is not installed.
     """
+    keep_silent()
     return require("openvino", "OpenVINO", "openvino")
 
 

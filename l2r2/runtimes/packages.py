@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 from l2r2.errors import BackendError, BackendMissing
@@ -26,6 +27,14 @@ def require(package: str, title: str, extra: str) -> ModuleType:
         raise BackendError(
             f"{title} is installed but cannot be loaded: {first_line(error)}; install it again"
         ) from error
+
+
+def keep_silent() -> None:
+    """Keep OpenVINO and NNCF from reporting each use: a child process, a file in the home, a connection.
+
+    Both do without the package that does it where it cannot be imported. To be called before either is imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  None: importing it is an ImportError
 
 
 def first_line(error: Exception) -> str:

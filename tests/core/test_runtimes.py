@@ -255,6 +255,32 @@ def test_a_signal_after_openvinos_sessions_are_gone(convnet):
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
 
 
+TELLS_NOBODY = """
+import os, sys
+from pathlib import Path
+
+told = []
+
+def hook(event, arguments):
+    if event in {"os.fork", "subprocess.Popen", "socket.connect", "socket.getaddrinfo"}:
+        told.append(event)
+
+sys.addaudithook(hook)
+from l2r2.runtimes import open_session
+
+open_session(Path(sys.argv[1]), "openvino")
+print(told, sorted(path.name for path in Path(os.environ["HOME"]).iterdir()))
+"""
+
+
+def test_openvino_tells_nobody_that_it_is_used(convnet, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", TELLS_NOBODY, str(convnet)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[] []\n", done.stderr
+
+
 @pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "serve"), ("openvino", "openvino")])
 def test_without_the_package_the_message_has_the_command(tmp_path, monkeypatch, runtime, extra):
     monkeypatch.setitem(sys.modules, runtime, None)
