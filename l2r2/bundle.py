@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -127,7 +128,10 @@ class Bundle:
         """
         manifest = self.manifest
         classes = len(manifest.class_names)
-        sessions = {stage: self._session(deployment, stage, threads) for stage in deployment.models}
+        # Side by side: compiling is most of the time until a service is ready.
+        with ThreadPoolExecutor(len(deployment.models)) as pool:
+            opened = pool.map(lambda stage: self._session(deployment, stage, threads), deployment.models)
+            sessions = dict(zip(deployment.models, opened, strict=True))
         digests = {stage: manifest.files[model.file] for stage, model in deployment.models.items()}
         return Recognizer(
             class_names=manifest.class_names,

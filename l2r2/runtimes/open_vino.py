@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,13 +126,21 @@ class OpenVinoSession:
         return answer
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def openvino_core() -> Any:
     """The process's one Core.
 
     A Core gives the thread that first uses it a signal stack, and unmaps it when the Core goes, from whatever thread
     and in whatever order that happens: a thread left without its stack dies of the next signal. So none ever goes.
     """
+    with _making:  # two threads that both found none would make two
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
     return load_openvino().Core()
 
 
