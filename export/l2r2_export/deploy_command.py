@@ -125,7 +125,7 @@ def table(found: Search) -> str:
         mark = "  <- serves" if t == found.picked else ""
         lines.append(
             f"{t.name:24} {t.size_px or '':4} {t.threads:7} {t.batch:5} {t.latency_ms:8.1f} {t.throughput:9.2f} "
-            f"{t.drop:11.2f}{mark}"
+            f"{t.drop + 0.0:11.2f}{mark}"  # no minus before a zero
         )
     lines += [f"not measured: {name}: {why}" for name, why in found.refused.items()]
     return "\n".join(lines)
