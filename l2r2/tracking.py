@@ -209,6 +209,23 @@ class Store:
                 f"{uri} cannot be had from {self.uri}: {reason}; expected models:/NAME@ALIAS"
             ) from error
 
+    def resolve(self, uri: str) -> str:
+        """The version that an alias points at; a version is itself.
+
+        Raises:
+            ArtifactError: no such model or alias, or the registry cannot be reached.
+        """
+        name, at, alias = uri.removeprefix("models:/").partition("@")
+        if not at:
+            return uri
+        try:
+            return f"models:/{name}/{self.client.get_model_version_by_alias(name, alias).version}"
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(
+                f"{uri} cannot be looked up in {self.uri}: {reason}; expected models:/NAME@ALIAS"
+            ) from error
+
     def _get(self, run_id: str) -> Any:
         from mlflow.exceptions import MlflowException
 
@@ -227,6 +244,15 @@ def fetch_bundle(uri: str, tracking_uri: str | None = None) -> Path:
         BackendMissing, ArtifactError: MLflow is not installed; there is no such model.
     """
     return Store(tracking_uri).fetch(uri)
+
+
+def resolve_bundle(uri: str, tracking_uri: str | None = None) -> str:
+    """`models:/NAME/VERSION` of what `models:/NAME@ALIAS` points at now; nothing is fetched.
+
+    Raises:
+        BackendMissing, ArtifactError: MLflow is not installed; there is no such model, or no registry.
+    """
+    return Store(tracking_uri).resolve(uri)
 
 
 def provenance() -> dict[str, str]:

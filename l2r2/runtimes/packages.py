@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 from l2r2.errors import BackendError, BackendMissing
 
@@ -34,7 +35,8 @@ def keep_silent() -> None:
 
     Both do without the package that does it where it cannot be imported. To be called before either is imported.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  None: importing it is an ImportError
+    modules: Any = sys.modules
+    modules.setdefault("openvino_telemetry", None)  # None: importing it is an ImportError
 
 
 def first_line(error: Exception) -> str:

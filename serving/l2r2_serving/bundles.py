@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from l2r2.bundle import Bundle, load_bundle
-from l2r2.errors import ConfigError, InputError
+from l2r2.errors import ArtifactError, ConfigError, InputError
+from l2r2.files import sha256
 from l2r2.images import Photograph
-from l2r2.manifest import Manifest
+from l2r2.manifest import MANIFEST, Manifest
 from l2r2.recognizer import Recognizer
 from l2r2.types import Metadata, Pixels, Prediction, Region
 from l2r2_serving.answer import Answer, Options
@@ -179,6 +180,24 @@ def find_bundle(place: str, tracking_uri: str | None = None) -> Bundle:
             f"a tracking URI was given for the folder {place}; it belongs to {REGISTRY}NAME@ALIAS, leave it out"
         )
     return load_bundle(Path(place))
+
+
+def latest(place: str, tracking_uri: str | None = None) -> str:
+    """What changes when the bundle at a place does: the version that an alias points at, or the manifest's sha256.
+
+    Args:
+        place, tracking_uri: As for `find_bundle`. Nothing is fetched.
+    Raises:
+        ArtifactError: no bundle there, or the registry cannot be reached.
+    """
+    if place.startswith(REGISTRY):
+        from l2r2.tracking import resolve_bundle
+
+        return resolve_bundle(place, tracking_uri)
+    try:
+        return sha256(Path(place) / MANIFEST)
+    except OSError as error:
+        raise ArtifactError(f"{place} has no readable {MANIFEST}: {error.strerror}") from None
 
 
 def open_bundle(

@@ -34,10 +34,19 @@ def begun(method: str, context: Any) -> Call:
     given, parent = sent.get(REQUEST_ID, ""), sent.get(TRACEPARENT, "")
     return Call(
         method,
-        caller=identity.get() or host_of(context.peer()),
+        caller=identity.get() or certified(context) or host_of(context.peer()),
         request_id=given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
         traceparent=parent if isinstance(parent, str) and _TRACEPARENT.fullmatch(parent) else "",
     )
+
+
+def certified(context: Any) -> str:
+    """Name in the caller's certificate: its first alternative name, else its common name; empty without mTLS."""
+    shown = context.auth_context()
+    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+        if shown.get(kind):
+            return str(shown[kind][0].decode("utf-8", "replace"))
+    return ""
 
 
 def host_of(peer: str) -> str:

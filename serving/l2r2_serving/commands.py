@@ -1,4 +1,4 @@
-"""`l2r2 serve` and `l2r2 recognize`."""
+"""`l2r2 recognize`, and where this package's commands are added."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Annotated
 
 import typer
 
-from l2r2.errors import BackendMissing, ImageError, L2R2Error, ServingError
+from l2r2.errors import ImageError, L2R2Error, ServingError
 from l2r2.types import Metadata, make_metadata
 from l2r2_serving.answer import Answer
-from l2r2_serving.limits import DEFAULT_TOP_K, MAX_MESSAGE_MB, MAX_TOP_K
+from l2r2_serving.limits import DEFAULT_TOP_K, MAX_TOP_K
+from l2r2_serving.needing import needing_grpc
+from l2r2_serving.serve_command import serve
+from l2r2_serving.token_command import token
 
 Answering = Callable[[bytes], Answer]
 """From an encoded photograph to its answer."""
@@ -23,67 +26,7 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.command()(serve)
     app.command()(recognize)
-
-
-def serve(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's folder, or models:/NAME@ALIAS.")],
-    *,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 50051,
-    runtime: Annotated[
-        str | None, typer.Option(help="Of the bundle's deployments.", show_default="as the bundle says")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the bundle's deployments.", show_default="as the bundle says")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of one inference, on a CPU.", show_default="as the bundle says")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Photos recognized at once.", show_default="number of cores")
-    ] = None,
-    max_queue: Annotated[
-        int | None,
-        typer.Option(min=1, help="Requests in flight; more are refused at once.", show_default="4 × workers"),
-    ] = None,
-    max_message_mb: Annotated[int, typer.Option(min=1, max=1024, help="MiB of one message.")] = MAX_MESSAGE_MB,
-    reflection: Annotated[bool, typer.Option("--reflection", help="Let callers ask for the interface.")] = False,
-    grace_s: Annotated[float, typer.Option(min=0, help="Seconds that calls in flight get on a stop.")] = 30.0,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="Where models:/ is; only with it.", show_default="as MLflow is configured")
-    ] = None,
-) -> None:
-    """Answer over gRPC until stopped (Ctrl-C or SIGTERM).
-
-    Example: l2r2 serve bundles/flowers --port 50051 --reflection
-    """
-    import asyncio
-
-    from l2r2_serving.bundles import find_bundle
-
-    with _needing_grpc():
-        from l2r2_serving import server
-    from l2r2_serving.settings import ServerSettings
-
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        runtime=runtime,
-        precision=precision,
-        threads=threads,
-        workers=workers,
-        max_queue=max_queue,
-        max_message_mb=max_message_mb,
-        reflection=reflection,
-        grace_s=grace_s,
-    )
-    found = find_bundle(bundle, tracking_uri)
-
-    def ready(address: str) -> None:
-        deployment = found.deployment(runtime, precision).name
-        typer.echo(f"l2r2 serve: ready on {address}, bundle {found.manifest.name} {found.version}, {deployment}")
-
-    asyncio.run(server.serve(found, settings, ready))
+    app.command()(token)
 
 
 def recognize(
@@ -109,7 +52,7 @@ def recognize(
     if (server is None) == (bundle is None):
         raise typer.BadParameter("give exactly one of --server HOST:PORT and --bundle DIR")
     metadata = make_metadata(habitat=habitat, substrate=substrate, month=month)
-    with _needing_grpc():
+    with needing_grpc():
         from l2r2_serving.report import as_json, as_text, shown
     failed = False
     with ExitStack() as stack:
@@ -133,7 +76,7 @@ def recognize(
 
 
 def _from_server(stack: ExitStack, server: str, metadata: Metadata, top_k: int, timeout_s: float) -> Answering:
-    with _needing_grpc():
+    with needing_grpc():
         from l2r2_serving.client import Client
     client = stack.enter_context(Client(server, timeout_s=timeout_s))
     return lambda data: client.recognize(data, metadata, top_k)
@@ -166,11 +109,3 @@ def _progress(photos: list[Path]) -> Iterator[Iterator[Path]]:
     same = sys.stdout.isatty()
     with Progress(console=Console(stderr=True), transient=True, redirect_stdout=same) as progress:
         yield iter(progress.track(photos, description="recognizing"))
-
-
-@contextmanager
-def _needing_grpc() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise BackendMissing(f"{error.name or 'gRPC'} is not installed; run: pip install 'l2r2[serve]'") from error

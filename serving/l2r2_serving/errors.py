@@ -2,7 +2,9 @@
 
 ServingError
 ├── UnknownBundle     nothing of that name is served
-└── NotReady          nothing is served yet
+├── NotReady          nothing is served yet
+├── Unauthenticated   who calls is not known
+└── NotAllowed        who calls is known, and may not do this
 """
 
 from __future__ import annotations
@@ -16,3 +18,11 @@ class UnknownBundle(ServingError):  # noqa: N818  the state, not the event
 
 class NotReady(ServingError):  # noqa: N818
     """The server is still warming up."""
+
+
+class Unauthenticated(ServingError):  # noqa: N818
+    """No token, or none that is known and still good."""
+
+
+class NotAllowed(ServingError):  # noqa: N818
+    """The token is good, but not for this method."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from l2r2_serving.answer import Answer
 
+_log = logging.getLogger(__name__)
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Call:
-    """One call of a method.
+    """One call of a method. Two are never equal, so observers may keep things by call, weakly.
 
     Attributes:
         method: Its full name on the wire, such as l2r2.v1.RecognitionService/Recognize.
@@ -73,3 +76,36 @@ class Nobody:
 
     def call(self, call: Call) -> None:
         """Nothing."""
+
+
+class Observers:
+    """Tells several, in order. Fulfils `Observer`.
+
+    One that raises is logged once and harms neither the service nor the others.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+        self._failed: set[int] = set()
+
+    def item(self, call: Call, item: Item) -> None:
+        """Tell each."""
+        for observer in self._observers:
+            try:
+                observer.item(call, item)
+            except Exception as error:  # noqa: BLE001  watching may not cost an answer
+                self._say(observer, error)
+
+    def call(self, call: Call) -> None:
+        """Tell each."""
+        for observer in self._observers:
+            try:
+                observer.call(call)
+            except Exception as error:  # noqa: BLE001  as above
+                self._say(observer, error)
+
+    def _say(self, observer: Observer, error: Exception) -> None:
+        if id(observer) not in self._failed:
+            self._failed.add(id(observer))
+            name = type(observer).__name__
+            _log.error("%s failed; what it shows has gaps, further failures are not logged", name, exc_info=error)

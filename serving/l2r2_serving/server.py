@@ -7,9 +7,10 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -17,7 +18,7 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined, un
 
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
-from l2r2_serving.bundles import Shelf, open_bundle
+from l2r2_serving.bundles import OpenBundle, Shelf, open_bundle
 from l2r2_serving.engine import Engine
 from l2r2_serving.limits import Slots
 from l2r2_serving.memory import Memory
@@ -36,27 +37,56 @@ LINGER_S = 1.0
 _log = logging.getLogger(__name__)
 
 
+class Watcher(Protocol):
+    """Looks for new versions of a bundle."""
+
+    async def run(self, server: RecognitionServer) -> None:
+        """Until cancelled."""
+        ...
+
+
 class RecognitionServer:
     """The service, its health and its workers, in one event loop.
 
     `start`, then `warm_up`, then `stop`; in between `grpc.health.v1` says NOT_SERVING, SERVING, NOT_SERVING, for the
-    service's name and for the whole server ("").
+    service's name, for the whole server ("") and, once there are some, for each bundle
+    ("l2r2.v1.RecognitionService/NAME").
 
     Attributes:
         slots: Calls in flight.
+        memory: What streams were answered.
+        ready: Whether health says SERVING.
         port: Where it listens; 0 before `start`.
     """
 
-    def __init__(self, settings: ServerSettings, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        observer: Observer | None = None,
+        *,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
+        """Make the parts; nothing listens yet.
+
+        Args:
+            observer: Who watches.
+            interceptors: Who may refuse a call before it is looked at.
+            credentials: Of TLS; None: plain text.
+        """
         self._settings = settings
+        self._interceptors = interceptors
+        self._credentials = credentials
         self._shelf = Shelf()
         self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
         self._health = health.HealthServicer()
+        self._names = ["", SERVICE]
         self.slots = Slots(settings.slot_count, settings.max_per_client)
         observer = observer or Nobody()
         engine = Engine(self._shelf, self._pool, settings.worker_count, self.slots, observer)
-        self._memory = Memory(settings.memory_s)
-        self._service = RecognitionService(engine, self._memory, observer)
+        self.memory = Memory(settings.memory_s)
+        self.ready = False
+        self._service = RecognitionService(engine, self.memory, observer)
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -75,6 +105,7 @@ class RecognitionServer:
         _check_address(settings.host, settings.port)
         limit = settings.max_message_mb * 2**20
         server = grpc.aio.server(
+            interceptors=list(self._interceptors),
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -88,33 +119,63 @@ class RecognitionServer:
         health_names = _add_health(self._health, server)
         if settings.reflection:
             _add_reflection([SERVICE, *health_names], server)
-        self.port = server.add_insecure_port(_join(settings.host, settings.port))
+        address = _join(settings.host, settings.port)
+        if self._credentials is None:
+            self.port = server.add_insecure_port(address)
+        else:
+            self.port = server.add_secure_port(address, self._credentials)
         await server.start()
         self._server = server
 
-    async def warm_up(self, bundle: Bundle) -> None:
-        """Load a bundle, recognize a photograph on every worker, and only then say SERVING.
+    async def warm_up(self, *bundles: Bundle) -> None:
+        """Load bundles, recognize a photograph with each on every worker, and only then say SERVING.
 
         Raises:
+            ConfigError: two of one name.
             ArtifactError, BackendError, ConfigError: as `open_bundle` and `OpenBundle.warm_up`.
         """
+        names = [bundle.manifest.name for bundle in bundles]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{names.count(name)} bundles are named {name!r}; expected each of another name")
         loop = asyncio.get_running_loop()
-        chosen = self._settings.runtime, self._settings.precision, self._settings.threads
-        opened = await loop.run_in_executor(self._pool, open_bundle, bundle, *chosen)
+        opened = [await loop.run_in_executor(self._pool, self.open, bundle) for bundle in bundles]
         workers = self._settings.worker_count
         together = threading.Barrier(workers)
 
         def warm() -> None:
             # Each thread waits for the others, so that none of them takes two turns and another none.
             together.wait()
-            opened.warm_up()
+            for each in opened:
+                each.warm_up()
 
         try:
             await asyncio.gather(*(loop.run_in_executor(self._pool, warm) for _ in range(workers)))
         finally:
             together.abort()  # whoever still waits after a failure or a stop would wait for ever
-        self._shelf.put(opened)
+        for each in opened:
+            self.put(each)
+        self._names += [f"{SERVICE}/{name}" for name in names]
         await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    def bundles(self) -> list[OpenBundle]:
+        """What is served, by name."""
+        return self._shelf.all()
+
+    def open(self, bundle: Bundle) -> OpenBundle:
+        """Load a bundle's models as the settings say; seconds, in a thread.
+
+        Raises:
+            As `open_bundle`.
+        """
+        return open_bundle(bundle, self._settings.runtime, self._settings.precision, self._settings.threads)
+
+    def put(self, opened: OpenBundle) -> None:
+        """Serve a warm bundle from the next call on, in place of another of its name; in the event loop.
+
+        Calls in flight finish with the old one, whose models go with the last of them.
+        """
+        self._shelf.put(opened)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Take no more calls, let those in flight finish, then leave.
@@ -123,6 +184,7 @@ class RecognitionServer:
             grace_s: How long they get; None: as the settings say.
         """
         grace = self._settings.grace_s if grace_s is None else grace_s
+        self.ready = False
         await self._health.enter_graceful_shutdown()
         self._service.stop()
         if self._server is not None:
@@ -130,22 +192,33 @@ class RecognitionServer:
             # A health watcher never finishes: without this it would hold the server for the whole grace.
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    await self._memory.settled()
+                    await self.memory.settled()
                     await self.slots.idle()
             await self._server.stop(min(LINGER_S, grace))
             await stopping
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
+        self.ready = status == health_pb2.HealthCheckResponse.SERVING
+        for name in self._names:
             await self._health.set(name, status)
 
 
-async def serve(bundle: Bundle, settings: ServerSettings, ready: Callable[[str], None]) -> None:
-    """Serve one bundle until SIGINT or SIGTERM, then stop gracefully. A second signal ends the process at once.
+async def serve(
+    bundles: Sequence[Bundle],
+    settings: ServerSettings,
+    ready: Callable[[str], None],
+    watchers: Sequence[Watcher] = (),
+    made: Callable[[RecognitionServer], None] = lambda _server: None,
+    **parts: Any,
+) -> None:
+    """Serve bundles until SIGINT or SIGTERM, then stop gracefully. A second signal ends the process at once.
 
     Args:
         ready: Called with HOST:PORT once the server is warm.
+        watchers: Look for new versions once it is.
+        made: Called with the server before it listens.
+        parts: As `RecognitionServer` takes them.
     Raises:
         ConfigError: as `RecognitionServer.start`.
         ArtifactError, BackendError: as `RecognitionServer.warm_up`.
@@ -160,16 +233,20 @@ async def serve(bundle: Bundle, settings: ServerSettings, ready: Callable[[str],
 
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, ask)
-    server = RecognitionServer(settings)
+    server = RecognitionServer(settings, **parts)
+    made(server)
     await server.start()
-    warming = asyncio.create_task(server.warm_up(bundle))
+    warming = asyncio.create_task(server.warm_up(*bundles))
     stopping = asyncio.create_task(asked.wait())
     try:
         await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if warming.done():
             warming.result()
             ready(server.address)
+            watching = [asyncio.create_task(watcher.run(server)) for watcher in watchers]
             await stopping
+            for task in watching:
+                task.cancel()
             _log.info("stopping; %d requests in flight get up to %g s", server.slots.taken, settings.grace_s)
     finally:
         warming.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -11,11 +13,32 @@ from l2r2_serving.limits import MAX_MESSAGE_MB, REQUESTS_A_WORKER
 from l2r2_serving.memory import MEMORY_S
 
 
+class TlsSettings(Settings):
+    """Who the server is, and whether callers must say so too. Files are PEM; a renewed one is taken up as it is."""
+
+    certificate: Path
+    """The server's, with those that vouch for it."""
+    key: Path
+    """Its private key, without a passphrase."""
+    client_ca: Path | None = None
+    """Certificates that callers' own must come from (mTLS); None: callers need none."""
+
+
+class MetricsSettings(Settings):
+    """Where Prometheus finds the metrics: plain HTTP, /metrics."""
+
+    host: str = Field("127.0.0.1", min_length=1)
+    port: int = Field(9464, ge=0, le=65535)
+    """0: a free one. Source of the default: OpenTelemetry's, for Prometheus."""
+
+
 class ServerSettings(Settings):
     """What `l2r2 serve` may be told."""
 
+    bundles: tuple[str, ...] = ()
+    """Folders, or models:/NAME@ALIAS; each of another name."""
     host: str = Field("127.0.0.1", min_length=1)
-    """Address to listen on. The default is this machine alone: callers are not asked who they are."""
+    """Address to listen on; another than loopback needs TLS, or `insecure`."""
     port: int = Field(50051, ge=0, le=65535)
     """0: a free one."""
     workers: int | None = Field(None, ge=1, le=1024)
@@ -37,6 +60,21 @@ class ServerSettings(Settings):
     """MiB of one message, either way."""
     reflection: bool = False
     """Whether callers may ask which services and messages there are."""
+    tls: TlsSettings | None = None
+    """None: plain text."""
+    tokens: Path | None = None
+    """File of the callers' tokens, as `l2r2 token` writes it; None: nobody is asked."""
+    insecure: bool = False
+    """Whether plain text may leave this machine: behind a proxy that encrypts, or in a network of your own."""
+    metrics: MetricsSettings | None = None
+    """None: none are shown."""
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """At info a line a call: who, what, how it ended and how long it took; never what was sent."""
+    tracking_uri: str | None = None
+    """Where models:/ is; None: as MLflow is configured."""
+    watch_s: float = Field(0.0, ge=0)
+    """Seconds between looks for a new version of each bundle; 0: none is looked for."""
     grace_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get once the server is asked to stop; what Kubernetes waits, too."""
 

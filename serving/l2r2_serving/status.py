@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from l2r2 import errors
 from l2r2.errors import DeadlinePassed, InputError, L2R2Error, Overloaded, ServingError
-from l2r2_serving.errors import NotReady, UnknownBundle
+from l2r2_serving.errors import NotAllowed, NotReady, Unauthenticated, UnknownBundle
 from l2r2_serving.limits import RETRY_AFTER_S
 
 DOMAIN = "l2r2"
@@ -50,6 +50,8 @@ CODES: Mapping[type[L2R2Error], grpc.StatusCode] = {
     errors.DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnknownBundle: grpc.StatusCode.NOT_FOUND,
     NotReady: grpc.StatusCode.FAILED_PRECONDITION,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
 }
 """Every error class → its status. A test keeps it total."""
 
@@ -59,6 +61,8 @@ _BY_CODE: Mapping[int, type[L2R2Error]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]: Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlinePassed,
     grpc.StatusCode.INTERNAL.value[0]: errors.BackendError,
+    grpc.StatusCode.UNAUTHENTICATED.value[0]: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED.value[0]: NotAllowed,
 }
 """Where a status names no class, since it was not the service that made it; else ServingError."""
 

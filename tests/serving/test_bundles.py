@@ -1,6 +1,7 @@
 """Finding and keeping bundles."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,7 +41,7 @@ def test_no_bundle_there(tmp_path: Path) -> None:
 
 
 def named(name: str, opened: OpenBundle) -> OpenBundle:
-    return OpenBundle(name, "0" * 12, opened.recognizer, opened.images)
+    return replace(opened, name=name, version="0" * 12)
 
 
 def test_the_shelf(opened: OpenBundle) -> None:

@@ -41,7 +41,7 @@ def ready(address):
     serving.append(address)
     print(address, flush=True)
 
-asyncio.run(serve(ChangedBundle(load_bundle(Path(sys.argv[1])), HeldLocalizer), ServerSettings(port=0), ready))
+asyncio.run(serve([ChangedBundle(load_bundle(Path(sys.argv[1])), HeldLocalizer)], ServerSettings(port=0), ready))
 print("stopped", flush=True)
 """
 
