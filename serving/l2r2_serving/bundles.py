@@ -11,7 +11,6 @@ import numpy as np
 
 from l2r2.bundle import Bundle, load_bundle
 from l2r2.errors import ArtifactError, ConfigError, InputError
-from l2r2.files import sha256
 from l2r2.images import Photograph
 from l2r2.manifest import MANIFEST, Manifest
 from l2r2.recognizer import Recognizer
@@ -183,7 +182,7 @@ def find_bundle(place: str, tracking_uri: str | None = None) -> Bundle:
 
 
 def latest(place: str, tracking_uri: str | None = None) -> str:
-    """What changes when the bundle at a place does: the version that an alias points at, or the manifest's sha256.
+    """What changes when the bundle at a place does: the version that an alias points at, or which file its manifest is.
 
     Args:
         place, tracking_uri: As for `find_bundle`. Nothing is fetched.
@@ -195,9 +194,10 @@ def latest(place: str, tracking_uri: str | None = None) -> str:
 
         return resolve_bundle(place, tracking_uri)
     try:
-        return sha256(Path(place) / MANIFEST)
+        status = (Path(place) / MANIFEST).stat()
     except OSError as error:
         raise ArtifactError(f"{place} has no readable {MANIFEST}: {error.strerror}") from None
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def open_bundle(

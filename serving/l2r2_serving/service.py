@@ -19,7 +19,7 @@ from l2r2_serving.describe import describe, info
 from l2r2_serving.engine import Engine
 from l2r2_serving.limits import MAX_ID_CHARS
 from l2r2_serving.memory import Memory, item_status, outcome
-from l2r2_serving.observing import Call, Observer
+from l2r2_serving.observing import Call, Item, Observer
 from l2r2_serving.status import DETAILS_KEY, FieldError, code_of, status_of
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
@@ -147,9 +147,13 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
             if not item.session:
                 return await outcome(item.id, work)
             # What is remembered is worth finishing: the caller comes back for it.
-            return await self._memory.answer(call.caller, item, lambda: work(Deadline()))
+            response = await self._memory.answer(call.caller, item, lambda: work(Deadline()))
         except FieldError as error:
             return pb.StreamRecognizeResponse(id=item.id[:MAX_ID_CHARS], status=item_status(error))
+        if response.replayed:
+            again = Item(item.request.bundle, ended_ns=time.time_ns(), code="OK", replayed=True)
+            self._observer.item(call, again)
+        return response
 
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:

@@ -57,18 +57,19 @@ class Running:
 
 
 @contextmanager
-def running(bundle: Any, *, warm: bool = True, **settings: Any) -> Iterator[Running]:
-    """Serve a bundle on a free port until the block ends."""
+def running(*bundles: Any, warm: bool = True, **settings: Any) -> Iterator[Running]:
+    """Serve bundles on a free port until the block ends; `settings` are the server's, or parts of its constructor."""
+    parts = {name: settings.pop(name) for name in ("observer", "interceptors", "credentials") if name in settings}
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server-loop")
     thread.start()
     try:
-        server = RecognitionServer(ServerSettings(**{"port": 0, "workers": 2, **settings}))
+        server = RecognitionServer(ServerSettings(**{"port": 0, "workers": 2, **settings}), **parts)
         place = Running(server, loop)
         place.run(server.start())
         try:
             if warm:
-                place.run(server.warm_up(bundle))
+                place.run(server.warm_up(*bundles))
             yield place
         finally:
             place.run(server.stop(5.0))

@@ -1,0 +1,194 @@
+"""Who may call what: tokens whose hashes alone are kept."""
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typer.testing import CliRunner
+
+from l2r2.bundle import Bundle
+from l2r2.errors import ConfigError
+from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of, new_token, read_tokens
+from l2r2_serving.errors import NotAllowed, Unauthenticated
+from l2r2_serving.token_command import token as token_command
+from l2r2_serving.v1 import recognition_pb2 as pb
+from tests.serving.running import eventually, running
+from tests.serving.statuses import reason, refused
+from tests.tiny import RED, encode, make_photo
+
+METHOD = "/l2r2.v1.RecognitionService/Recognize"
+REQUEST = pb.RecognizeRequest(image=encode(make_photo(RED)))
+TODAY = datetime.now(UTC).date()
+
+
+def written(path: Path, **tokens: Token) -> Path:
+    text = ""
+    for name, token in tokens.items():
+        text += f'[tokens.{name}]\nsha256 = "{token.sha256}"\nmethods = {list(token.methods)}\n'
+        text += f"expires = {token.expires}\n" if token.expires else ""
+    path.write_text(text)
+    os.utime(path, ns=(written.clock, written.clock))  # a change is seen whatever the clock's grain
+    written.clock += 1_000_000_000
+    return path
+
+
+written.clock = 1_700_000_000_000_000_000
+
+
+def test_the_right_token_names_its_caller(tmp_path: Path) -> None:
+    tokens = Tokens(written(tmp_path / "t.toml", a=Token(sha256=hash_of("one")), b=Token(sha256=hash_of("two"))))
+    assert tokens.check("Bearer one", METHOD) == "a"
+    assert tokens.check("bearer two", METHOD) == "b"
+
+
+@pytest.mark.parametrize(
+    "header", ["", "one", "Bearer", "Bearer ", "Bearer on", "Bearer onee", "Basic one", "Bearer ONE"]
+)
+def test_anything_else_is_refused_in_the_same_words(header: str, tmp_path: Path) -> None:
+    tokens = Tokens(written(tmp_path / "t.toml", a=Token(sha256=hash_of("one"))))
+    with pytest.raises(Unauthenticated, match=r"^no token, or none that is good"):
+        tokens.check(header, METHOD)
+
+
+def test_a_token_expires_after_its_last_day(tmp_path: Path) -> None:
+    today, yesterday = (
+        Token(sha256=hash_of("t"), expires=TODAY),
+        Token(sha256=hash_of("y"), expires=TODAY - timedelta(1)),
+    )
+    tokens = Tokens(written(tmp_path / "t.toml", today=today, yesterday=yesterday))
+    assert tokens.check("Bearer t", METHOD) == "today"
+    with pytest.raises(Unauthenticated, match=r"^no token, or none that is good"):
+        tokens.check("Bearer y", METHOD)
+
+
+def test_a_token_may_be_for_some_methods(tmp_path: Path) -> None:
+    tokens = Tokens(written(tmp_path / "t.toml", a=Token(sha256=hash_of("one"), methods=("GetBundle",))))
+    assert tokens.check("Bearer one", "/l2r2.v1.RecognitionService/GetBundle") == "a"
+    with pytest.raises(NotAllowed, match="a may not call Recognize; it may call GetBundle"):
+        tokens.check("Bearer one", METHOD)
+
+
+def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.toml", a=Token(sha256=hash_of("one")))
+    tokens = Tokens(path)
+    written(path, b=Token(sha256=hash_of("two")))
+    assert tokens.check("Bearer two", METHOD) == "b"
+    with pytest.raises(Unauthenticated):  # taken away
+        tokens.check("Bearer one", METHOD)
+    path.write_text("[tokens")
+    assert tokens.check("Bearer two", METHOD) == "b"
+    path.unlink()
+    assert tokens.check("Bearer two", METHOD) == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tokens", "is no token file"),
+        ('[tokens.a]\nsha256 = "short"', r"tokens\.a\.sha256"),
+        ('[tokens.a]\nsha = "short"', r"unknown setting 'tokens\.a\.sha'"),
+        ("[tokens.a]\nmethods = []", r"tokens\.a\.sha256"),
+    ],
+)
+def test_a_file_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_tokens(path)
+
+
+def test_tokens_are_long_and_never_the_same() -> None:
+    made = {new_token() for _ in range(100)}
+    assert len(made) == 100
+    assert all(len(each) == 43 for each in made)
+
+
+@pytest.fixture
+def command() -> Callable[..., tuple[int, str]]:
+    app = typer.Typer()
+    app.command()(token_command)
+
+    def run(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, words)
+        return done.exit_code, done.output if done.exception is None else str(done.exception)
+
+    return run
+
+
+def test_the_command_prints_a_token_once_and_keeps_its_hash(
+    command: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "t.toml"
+    code, one = command("app", "--file", str(file), "--methods", "Recognize,GetBundle", "--days", "2")
+    assert code == 0
+    _, other = command("other-app", "--file", str(file))
+    assert one.strip() not in file.read_text()
+    found = read_tokens(file)
+    assert found["app"] == Token(
+        sha256=hash_of(one.strip()), methods=("Recognize", "GetBundle"), expires=TODAY + timedelta(2)
+    )
+    assert found["other-app"] == Token(sha256=hash_of(other.strip()))
+    assert "already" in command("app", "--file", str(file))[1]
+    assert command("app", "--file", str(file), "--revoke")[0] == 0
+    assert set(read_tokens(file)) == {"other-app"}
+    assert "has no caller 'app'" in command("app", "--file", str(file), "--revoke")[1]
+    assert "expected letters" in command("no such.name", "--file", str(file))[1]
+
+
+def test_over_the_wire(bundle: Bundle, tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "t.toml",
+        app=Token(sha256=hash_of("one")),
+        reader=Token(sha256=hash_of("two"), methods=("ListBundles",)),
+    )
+    calls = []
+
+    class Watching:
+        def item(self, call: object, item: object) -> None:
+            pass
+
+        def call(self, call: object) -> None:
+            calls.append(call)
+
+    with (
+        running(bundle, observer=Watching(), interceptors=[TokenInterceptor(Tokens(path))]) as place,
+        place.stub() as stub,
+    ):
+        for sent in ([], [("authorization", "Bearer three")], [("authorization", "Bearer on")]):
+            for refusal in (
+                lambda sent=sent: stub.Recognize(REQUEST, metadata=sent),
+                lambda sent=sent: list(stub.StreamRecognize(iter([]), metadata=sent)),
+                lambda sent=sent: stub.ListBundles(pb.ListBundlesRequest(), metadata=sent),
+            ):
+                code, status = refused(refusal)
+                assert code is grpc.StatusCode.UNAUTHENTICATED
+                assert reason(status) == "UNAUTHENTICATED"
+        good, reader = [("authorization", "Bearer one")], [("authorization", "Bearer two")]
+        assert stub.Recognize(REQUEST, metadata=good).candidates[0].name == "red"
+        item = pb.StreamRecognizeRequest(id="a", request=REQUEST)
+        assert [each.id for each in stub.StreamRecognize(iter([item]), metadata=good)] == ["a"]
+        assert stub.ListBundles(pb.ListBundlesRequest(), metadata=reader).bundles
+        code, status = refused(lambda: stub.Recognize(REQUEST, metadata=reader))
+        assert (code, reason(status)) == (grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED")
+        with place.channel() as channel:
+            asked = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert asked.status == health_pb2.HealthCheckResponse.SERVING
+        written(path, reader=Token(sha256=hash_of("two")))  # app's was taken away
+        code, _ = refused(lambda: stub.Recognize(REQUEST, metadata=good))
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        eventually(lambda: len(calls) == 3)
+        assert [each.caller for each in calls] == ["app", "app", "reader"]
+
+
+def test_a_flood_of_wrong_tokens_takes_no_slot(bundle: Bundle, tmp_path: Path) -> None:
+    path = written(tmp_path / "t.toml", app=Token(sha256=hash_of("one")))
+    with running(bundle, interceptors=[TokenInterceptor(Tokens(path))], max_queue=1) as place, place.stub() as stub:
+        wrong = [stub.Recognize.future(REQUEST, metadata=[("authorization", f"Bearer {n}")]) for n in range(200)]
+        assert {each.code() for each in wrong} <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        right = [("authorization", "Bearer one")]
+        assert stub.Recognize(REQUEST, metadata=right).candidates[0].name == "red"

@@ -1,0 +1,153 @@
+"""TLS and mTLS over real sockets: the right certificate is heard, and every wrong one is not."""
+
+import datetime
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+from l2r2.bundle import Bundle
+from l2r2.errors import ConfigError
+from l2r2_serving.settings import ServerSettings, TlsSettings
+from l2r2_serving.tls import credentials, is_loopback, require_safe
+from l2r2_serving.v1 import recognition_pb2 as pb
+from l2r2_serving.v1 import recognition_pb2_grpc
+from tests.serving.running import Running, running
+from tests.tiny import RED, encode, make_photo
+
+REQUEST = pb.RecognizeRequest(image=encode(make_photo(RED)))
+CA, OTHER_CA = trustme.CA(), trustme.CA()
+LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+
+
+def settings(folder: Path, cert: trustme.LeafCert, client_ca: trustme.CA | None = None) -> TlsSettings:
+    folder.mkdir(exist_ok=True)
+    cert.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in cert.cert_chain_pems))
+    if client_ca is not None:
+        client_ca.cert_pem.write_to_path(folder / "ca.pem")
+    return TlsSettings(
+        certificate=folder / "cert.pem",
+        key=folder / "key.pem",
+        client_ca=None if client_ca is None else folder / "ca.pem",
+    )
+
+
+def ask(place: Running, ca: trustme.CA = CA, client: trustme.LeafCert | None = None, host: str = "localhost") -> str:
+    """Who answers "red", or the code of a failure."""
+    key = None if client is None else client.private_key_pem.bytes()
+    chain = None if client is None else b"".join(part.bytes() for part in client.cert_chain_pems)
+    safe = grpc.ssl_channel_credentials(ca.cert_pem.bytes(), key, chain)
+    with grpc.secure_channel(place.address, safe, [("grpc.ssl_target_name_override", host)]) as channel:
+        try:
+            return (
+                recognition_pb2_grpc.RecognitionServiceStub(channel).Recognize(REQUEST, timeout=10).candidates[0].name
+            )
+        except grpc.RpcError as error:
+            return error.code().name
+
+
+def test_the_right_ca_hears_the_server_and_no_other_does(bundle: Bundle, tmp_path: Path) -> None:
+    with running(bundle, credentials=credentials(settings(tmp_path, CA.issue_cert("localhost")))) as place:
+        assert ask(place) == "red"
+        assert ask(place, OTHER_CA) == "UNAVAILABLE"
+        assert ask(place, host="elsewhere.example") == "UNAVAILABLE"
+        with place.stub() as plain, pytest.raises(grpc.RpcError) as caught:
+            plain.Recognize(REQUEST, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert ask(place) == "red"
+
+
+def test_mtls_wants_a_certificate_of_its_own_ca(bundle: Bundle, tmp_path: Path) -> None:
+    calls = []
+
+    class Watching:
+        def item(self, call: object, item: object) -> None:
+            pass
+
+        def call(self, call: object) -> None:
+            calls.append(call)
+
+    safe = credentials(settings(tmp_path, CA.issue_cert("localhost"), CA))
+    with running(bundle, credentials=safe, observer=Watching()) as place:
+        assert ask(place) == "UNAVAILABLE"
+        assert ask(place, client=OTHER_CA.issue_cert("app.example")) == "UNAVAILABLE"
+        assert ask(place, client=CA.issue_cert("app.example", not_after=LONG_AGO)) == "UNAVAILABLE"
+        assert ask(place, client=CA.issue_cert("app.example")) == "red"
+    assert [call.caller for call in calls] == ["app.example"]
+
+
+def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(bundle: Bundle, tmp_path: Path) -> None:
+    first = settings(tmp_path, CA.issue_cert("localhost"))
+    with running(bundle, credentials=credentials(first)) as place:
+        assert ask(place) == "red"
+        settings(tmp_path, OTHER_CA.issue_cert("localhost"))
+        assert ask(place, OTHER_CA) == "red"
+        assert ask(place) == "UNAVAILABLE"
+        first.key.write_text("no key")
+        assert ask(place, OTHER_CA) == "red"
+
+
+def damaged(folder: Path, what: str) -> TlsSettings:
+    found = settings(folder, CA.issue_cert("localhost", not_after=LONG_AGO if what == "expired" else None), CA)
+    if what == "no certificate":
+        found.certificate.unlink()
+    elif what == "text":
+        found.certificate.write_text("text")
+    elif what == "another key":
+        CA.issue_cert("other").private_key_pem.write_to_path(found.key)
+    elif what == "no ca":
+        found.client_ca.write_text("text")
+    elif what == "passphrase":
+        from cryptography.hazmat.primitives import serialization
+
+        key = serialization.load_pem_private_key(found.key.read_bytes(), None)
+        locked = serialization.BestAvailableEncryption(b"secret")
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked
+        found.key.write_bytes(key.private_bytes(*form))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no certificate", r"cert\.pem cannot be read: No such file"),
+        ("text", r"key\.pem cannot be used with the certificate .*cert\.pem"),
+        ("another key", r"key\.pem is not of the certificate .*cert\.pem \(key values mismatch\)"),
+        ("passphrase", r"the key without a passphrase"),
+        ("expired", r"cert\.pem is not good now: certificate has expired"),
+        ("no ca", r"ca\.pem holds no certificate"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anybody_is_served(what: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        credentials(damaged(tmp_path / "tls", what))
+
+
+def test_a_self_signed_certificate_may_be_served(tmp_path: Path) -> None:
+    """Whether it is trusted is the callers' to say."""
+    own = tmp_path / "own"
+    own.mkdir()
+    CA.cert_pem.write_to_path(own / "cert.pem")
+    CA.private_key_pem.write_to_path(own / "key.pem")
+    credentials(TlsSettings(certificate=own / "cert.pem", key=own / "key.pem"))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *[(host, True) for host in ("127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "unix:/tmp/s")],
+        *[(host, False) for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", "localhost.example.org")],
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_plain_text_stays_on_this_machine_unless_asked_for(tmp_path: Path) -> None:
+    require_safe(ServerSettings())
+    require_safe(ServerSettings(host="0.0.0.0", insecure=True))
+    require_safe(ServerSettings(host="0.0.0.0", tls=settings(tmp_path, CA.issue_cert("localhost"))))
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 is not loopback.*--tls-certificate.*--insecure"):
+        require_safe(ServerSettings(host="0.0.0.0"))
