@@ -1,29 +1,30 @@
-"""A Python client: bytes in, answers out, errors as exceptions."""
+"""A Python client: bytes in, answers out, errors as exceptions. `async_client` has the same for asyncio."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import status_pb2
 
-from l2r2.errors import DeadlinePassed, InputError, L2R2Error, MetadataError, ServingError
+from l2r2.errors import InputError, L2R2Error, MetadataError
 from l2r2.types import Metadata
-from l2r2_serving.answer import Answer
+from l2r2_serving.answer import Answer, Options
+from l2r2_serving.calling import TIMEOUT_S, Card, Reach, Retries, Streamed, Trying, item_error, to_card
 from l2r2_serving.convert import to_answer, to_request
 from l2r2_serving.limits import DEFAULT_TOP_K, MAX_MESSAGE_MB
-from l2r2_serving.status import error_of, read_details
+from l2r2_serving.queueing import Queueing
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 
-TIMEOUT_S = 30.0
-"""How long a caller waits unless it says otherwise; a queue's worth of photographs on a small device."""
-
-
 Response = TypeVar("Response", bound=Message)
+
+DEFAULTS = Options()
+RETRIES = Retries()
 
 
 class Client:
@@ -34,26 +35,33 @@ class Client:
     """
 
     def __init__(
-        self, server: str, *, bundle: str = "", timeout_s: float = TIMEOUT_S, max_message_mb: int = MAX_MESSAGE_MB
+        self,
+        server: str,
+        *,
+        bundle: str = "",
+        timeout_s: float = TIMEOUT_S,
+        max_message_mb: int = MAX_MESSAGE_MB,
+        tls: Path | bool | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        token: str | None = None,
+        retries: Retries = RETRIES,
     ) -> None:
         """Prepare; the connection is made by the first call.
 
         Args:
-            server: HOST:PORT.
+            server, max_message_mb, tls, certificate, token: As `calling.Reach`.
             bundle: Name of the bundle to ask; empty: the only one that is served.
-            timeout_s: Of a call that names none.
-            max_message_mb: MiB of a message either way; the server's limit counts as well.
+            timeout_s: Of a call that names none, its retries included.
+            retries: Of calls that another try may heal: a server that is away, or full.
+        Raises:
+            ConfigError: a file cannot be read, or a token would travel as plain text.
         """
-        self._server = server
-        self._bundle = bundle
-        self._timeout_s = timeout_s
-        self._limit = max_message_mb * 2**20
-        self._channel = grpc.insecure_channel(
-            server,
-            options=[
-                ("grpc.max_send_message_length", self._limit),
-                ("grpc.max_receive_message_length", self._limit),
-            ],
+        self._reach = Reach(server, max_message_mb, tls, certificate, token)
+        self._bundle, self._timeout_s, self._retries = bundle, timeout_s, retries
+        safe = self._reach.credentials()
+        options = self._reach.options()
+        self._channel = (
+            grpc.insecure_channel(server, options) if safe is None else grpc.secure_channel(server, safe, options)
         )
         self._stub = recognition_pb2_grpc.RecognitionServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -70,7 +78,12 @@ class Client:
         self._channel.close()
 
     def recognize(
-        self, data: bytes, metadata: Metadata | None = None, top_k: int = DEFAULT_TOP_K, timeout_s: float | None = None
+        self,
+        data: bytes,
+        metadata: Metadata | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        timeout_s: float | None = None,
+        options: Options = DEFAULTS,
     ) -> Answer:
         """Recognize one encoded photograph.
 
@@ -80,13 +93,11 @@ class Client:
             timeout_s: How long to wait; None: the client's.
         Raises:
             ImageError, MetadataError, InputError: what was sent cannot be used.
-            Overloaded: no room; try again in a second.
-            DeadlinePassed: no answer in time.
-            UnknownBundle, NotReady: nothing of that name is served, or nothing yet.
-            ServingError: the server cannot be reached, or is stopping.
+            UnknownBundle, NotReady, Unauthenticated, NotAllowed, Overloaded, DeadlinePassed, ServingError: the server
+                does not answer this now.
             BackendError: it failed.
         """
-        request = to_request(data, metadata or {}, top_k, self._bundle)
+        request = to_request(data, metadata or {}, top_k, self._bundle, options)
         return to_answer(self._call(self._stub.Recognize, request, timeout_s))
 
     def recognize_batch(
@@ -95,6 +106,7 @@ class Client:
         metadata: Sequence[Metadata] | None = None,
         top_k: int = DEFAULT_TOP_K,
         timeout_s: float | None = None,
+        options: Options = DEFAULTS,
     ) -> list[Answer | L2R2Error]:
         """Recognize several encoded photographs in one call.
 
@@ -114,40 +126,82 @@ class Client:
         requests = []
         for place, (data, values) in enumerate(zip(photos, known, strict=True)):
             try:
-                requests.append(to_request(data, values, top_k, self._bundle))
+                requests.append(to_request(data, values, top_k, self._bundle, options))
             except MetadataError as error:
                 results[place] = error
         response = self._call(self._stub.BatchRecognize, pb.BatchRecognizeRequest(requests=requests), timeout_s)
         heard = iter(response.results)
-        return [_result(next(heard)) if result is None else result for result in results]
+        return [result_of(next(heard)) if result is None else result for result in results]
+
+    def recognize_stream(
+        self,
+        photos: Iterable[tuple[str, bytes, Metadata]],
+        top_k: int = DEFAULT_TOP_K,
+        options: Options = DEFAULTS,
+    ) -> Iterator[Streamed]:
+        """Recognize a queue of any length: each result comes when it is ready, not in order.
+
+        Photographs are taken from the queue as the server answers. After a broken connection what was not answered is
+        sent again; the server answers from memory what it had done, so each is worked on once and told once.
+
+        Args:
+            photos: The caller's own name for each, another for each photograph; its bytes; what is known of it.
+        Raises:
+            InputError, MetadataError: a photograph that cannot be sent; those before it are answered first.
+            Others: as `recognize`, for what concerns the whole call and stays so in all tries.
+        """
+        queueing = Queueing(
+            photos, lambda data, known: to_request(data, known, top_k, self._bundle, options), self._reach
+        )
+        trying = Trying(self._reach, self._retries, None)
+        while not queueing.done:
+            call = self._stub.StreamRecognize(queueing.requests(), metadata=self._reach.metadata())
+            try:
+                for response in call:
+                    if (streamed := queueing.answered(response)) is not None:
+                        trying.progressed()
+                        yield streamed
+            except grpc.RpcError as error:
+                queueing.broken()
+                time.sleep(trying.wait_s(error))
+            finally:
+                queueing.broken()
+                call.cancel()
+        queueing.check()
+
+    def bundle(self, name: str | None = None, timeout_s: float | None = None) -> Card:
+        """Ask what a bundle is and knows.
+
+        Args:
+            name: None: the client's own.
+        Raises:
+            As `recognize`.
+        """
+        request = pb.GetBundleRequest(name=self._bundle if name is None else name)
+        return to_card(self._call(self._stub.GetBundle, request, timeout_s).bundle)
+
+    def bundles(self, timeout_s: float | None = None) -> dict[str, str]:
+        """Name → version of what is served.
+
+        Raises:
+            As `recognize`.
+        """
+        response = self._call(self._stub.ListBundles, pb.ListBundlesRequest(), timeout_s)
+        return {each.name: each.version for each in response.bundles}
 
     def _call(self, method: Callable[..., Response], request: Message, timeout_s: float | None) -> Response:
-        size = request.ByteSize()
-        if size > self._limit:
-            raise InputError(
-                f"the request has {size:,} bytes; at most {self._limit:,} are sent: shrink the photographs, send "
-                "fewer, or raise the limit here and on the server"
-            )
-        timeout = self._timeout_s if timeout_s is None else timeout_s
-        try:
-            return method(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise self._meaning(error, timeout) from error
-
-    def _meaning(self, error: grpc.RpcError, timeout_s: float) -> L2R2Error:
-        code, message = error.code(), error.details() or ""
-        trailing = [(item.key, item.value) for item in error.trailing_metadata() or ()]
-        status = read_details(code, message, trailing)
-        if not status.details and code is grpc.StatusCode.UNAVAILABLE:
-            return ServingError(f"{self._server} cannot be reached ({message}); is `l2r2 serve` running there?")
-        if not status.details and code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlinePassed(
-                f"{self._server} gave no answer within {timeout_s:g} s; give more time, or ask less at once"
-            )
-        return error_of(status)
+        self._reach.check_size(request.ByteSize())
+        trying = Trying(self._reach, self._retries, self._timeout_s if timeout_s is None else timeout_s)
+        metadata = self._reach.metadata()
+        while True:
+            try:
+                return method(request, timeout=trying.left_s(), metadata=metadata)
+            except grpc.RpcError as error:
+                time.sleep(trying.wait_s(error))
 
 
-def _result(result: pb.BatchRecognizeResult) -> Answer | L2R2Error:
+def result_of(result: pb.BatchRecognizeResult) -> Answer | L2R2Error:
+    """What became of one photograph of a batch."""
     if result.WhichOneof("result") == "response":
         return to_answer(result.response)
-    return error_of(status_pb2.Status.FromString(result.status.SerializeToString()))
+    return item_error(result.status)
