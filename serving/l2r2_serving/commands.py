@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from l2r2_serving.answer import Answer
 from l2r2_serving.limits import DEFAULT_TOP_K, MAX_TOP_K
 from l2r2_serving.needing import needing_grpc
 from l2r2_serving.serve_command import serve
-from l2r2_serving.token_command import token
+from l2r2_serving.token_command import token as make_token
 
 Answering = Callable[[bytes], Answer]
 """From an encoded photograph to its answer."""
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.command()(serve)
     app.command()(recognize)
-    app.command()(token)
+    app.command("token")(make_token)
 
 
 def recognize(
@@ -42,6 +43,10 @@ def recognize(
     top_k: Annotated[int, typer.Option(min=1, max=MAX_TOP_K, help="Candidates an answer.")] = DEFAULT_TOP_K,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the server, a photo.")] = 30.0,
+    tls: Annotated[Path | None, typer.Option(metavar="FILE", help="The server's CA, PEM; else plain text.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="L2R2_TOKEN", help="Yours, where the server asks.", show_envvar=True)
+    ] = None,
 ) -> None:
     """Recognize photos: on a server, or in this process.
 
@@ -57,7 +62,10 @@ def recognize(
     failed = False
     with ExitStack() as stack:
         if server is not None:
-            answering = _from_server(stack, server, metadata, top_k, timeout_s)
+            with needing_grpc():
+                from l2r2_serving.client import Client
+            client = stack.enter_context(Client(server, timeout_s=timeout_s, tls=tls, token=token))
+            answering: Answering = partial(client.recognize, metadata=metadata, top_k=top_k)
         else:
             answering = _from_bundle(str(bundle), metadata, top_k)
         for path in stack.enter_context(_progress(photos)):
@@ -73,13 +81,6 @@ def recognize(
                 sys.stdout.flush()
     if failed:
         raise typer.Exit(1)
-
-
-def _from_server(stack: ExitStack, server: str, metadata: Metadata, top_k: int, timeout_s: float) -> Answering:
-    with needing_grpc():
-        from l2r2_serving.client import Client
-    client = stack.enter_context(Client(server, timeout_s=timeout_s))
-    return lambda data: client.recognize(data, metadata, top_k)
 
 
 def _from_bundle(place: str, metadata: Metadata, top_k: int) -> Answering:

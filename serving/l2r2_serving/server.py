@@ -23,6 +23,7 @@ from l2r2_serving.engine import Engine
 from l2r2_serving.limits import Slots
 from l2r2_serving.memory import Memory
 from l2r2_serving.observing import Nobody, Observer
+from l2r2_serving.reading import ReadingInterceptor
 from l2r2_serving.service import SERVICE, RecognitionService
 from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2_grpc
@@ -105,7 +106,7 @@ class RecognitionServer:
         _check_address(settings.host, settings.port)
         limit = settings.max_message_mb * 2**20
         server = grpc.aio.server(
-            interceptors=list(self._interceptors),
+            interceptors=[*self._interceptors, ReadingInterceptor()],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),

@@ -20,6 +20,7 @@ from l2r2_serving.engine import Engine
 from l2r2_serving.limits import MAX_ID_CHARS
 from l2r2_serving.memory import Memory, item_status, outcome
 from l2r2_serving.observing import Call, Item, Observer
+from l2r2_serving.reading import Unreadable
 from l2r2_serving.status import DETAILS_KEY, FieldError, code_of, status_of
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
@@ -90,6 +91,8 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
                 async with asyncio.TaskGroup() as group:
                     while await _first(window.acquire(), self._stopping.wait()):
                         item = await _first(context.read(), self._stopping.wait())
+                        if isinstance(item, Unreadable):
+                            raise item.error
                         if not isinstance(item, pb.StreamRecognizeRequest):
                             break
                         group.create_task(answer(item))
