@@ -1,0 +1,166 @@
+"""What the service adds to the work itself, how long it takes to be ready, and what it does when too much is asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from l2r2.bundle import load_bundle
+from l2r2.datasets import load_dataset
+from l2r2_serving.bundles import open_bundle
+from l2r2_serving.client import Client
+from l2r2_serving.settings import available_cores
+from tests.bench.exporting import BUNDLE, DATA, WORK
+from tests.bench.measure import Figure, of
+from tests.tiny import RED, encode, make_photo, make_tiny_bundle
+
+CALLERS = 16
+BLOCKS, BLOCK_S = 5, 8.0
+HALF_S, FLOOD_S = 40.0, 15.0
+STARTS = 7
+ADDED = 60
+GROWTH_REQUESTS, SETTLED = 20_000, 2_000
+
+
+def figures() -> Iterator[tuple[str, Figure]]:
+    """With the INT8 deployment for OpenVINO that the benchmark `exporting` makes, else with the reference.
+
+    Clients are processes of their own on the same cores. Ready: from the start of the process until health says
+    SERVING, the bundle's files in the page cache. Growth: with a tiny bundle, as it is the service's own.
+    """
+    yield "serve.rss_growth_mb", _growth()
+    if not (BUNDLE.is_dir() and DATA.is_dir()):
+        print("serving: no demo bundle or data here; run make demo first")
+        return
+    small = WORK / load_bundle(BUNDLE).version / "openvino-int8"
+    bundle, deployment = (small, ["openvino", "int8"]) if small.is_dir() else (BUNDLE, ["onnxruntime", "fp32"])
+    print(f"  served: {'/'.join(deployment)}")
+    dataset = load_dataset(DATA)
+    paths = [str(path) for name in dataset.test_sets for path in dataset.split(name).paths()]
+    photos = paths[:: max(1, len(paths) // 60)]
+    words = [str(bundle), "--runtime", deployment[0], "--precision", deployment[1]]
+    yield "serve.ready_s", _ready(words)
+    ratios, peaks = [], []
+    with _served(*words) as (address, _):
+        for _ in range(BLOCKS):
+            order = {"kind": "inside", "bundle": str(bundle), "deployment": deployment, "photos": photos}
+            limit = _rate(_load(**order, workers=available_cores(), seconds=BLOCK_S))
+            peaks.append(_rate(_load(kind="closed", address=address, photos=photos, callers=CALLERS, seconds=BLOCK_S)))
+            ratios.append(peaks[-1] / limit)
+        yield "serve.throughput_ratio", of(ratios, "×")
+        peak = float(np.median(peaks))
+        yield "serve.throughput", of(peaks, "photos/s")
+        half = _load(kind="open", address=address, photos=photos, rate=peak / 2, seconds=HALF_S, seed=0)
+        p50, p99 = np.percentile(half["latencies"], [50, 99])
+        yield "serve.p99_over_p50", _one(p99 / p50, "×", len(half["latencies"]))
+        yield "serve.grpc_added_ms", _added(address, bundle, deployment, paths[0])
+        flood = _load(kind="open", address=address, photos=photos, rate=10 * peak, seconds=FLOOD_S, seed=1)
+        goodput = flood["codes"].get("OK", 0) / flood["seconds"] / peak
+        yield "serve.overload_goodput", _one(goodput, "×", sum(flood["codes"].values()))
+        slots = 4 * available_cores()
+        p99 = float(np.percentile(flood["latencies"], 99))
+        print(
+            f"  overload: {flood['codes']}; p99 of the accepted {p99:.2f} s, the queue's promise {slots / peak:.2f} s"
+        )
+        yield "serve.overload_p99_over_promise", _one(p99 * peak / slots, "×", len(flood["latencies"]))
+
+
+def _one(value: float, unit: str, n: int) -> Figure:
+    return Figure(value=float(value), unit=unit, n=n, low=float(value), high=float(value))
+
+
+def _rate(load: dict[str, Any]) -> float:
+    return len(load["latencies"]) / load["seconds"]
+
+
+def _load(**order: Any) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.bench.load", json.dumps(order)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def _served(*words: str) -> Iterator[tuple[str, int]]:
+    """Address and process id of a server."""
+    command = [sys.executable, "-m", "l2r2", "serve", *words, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split("ready on ")[1].split(",")[0], process.pid
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _ready(words: list[str]) -> Figure:
+    taken = []
+    for _ in range(STARTS):
+        began = time.perf_counter()
+        with _served(*words):
+            taken.append(time.perf_counter() - began)
+    return of(taken, "s")
+
+
+def _added(address: str, bundle: Path, deployment: list[str], path: str) -> Figure:
+    """A photograph of 300 kB over gRPC and in this process, in turns."""
+    data = _enlarged(Path(path))
+    found = open_bundle(load_bundle(bundle), *deployment)
+    found.warm_up()
+    remote, local = [], []
+    with Client(address) as client:
+        client.recognize(data)
+        for _ in range(ADDED):
+            for times, ask in ((remote, lambda: client.recognize(data)), (local, lambda: found.answer(data, {}, 5))):
+                began = time.perf_counter()
+                ask()
+                times.append(1000 * (time.perf_counter() - began))
+    added = np.array(remote) - np.array(local)
+    low, high = np.percentile(added, [25, 75])
+    return Figure(
+        value=float(np.median(remote) - np.median(local)), unit="ms", n=ADDED, low=float(low), high=float(high)
+    )
+
+
+def _enlarged(path: Path) -> bytes:
+    """The photograph as a JPEG of about 300 kB."""
+    with Image.open(path) as image:
+        photo = image.convert("RGB")
+    for side in range(800, 4000, 100):
+        file = io.BytesIO()
+        scale = side / max(photo.size)
+        photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC).save(
+            file, "JPEG", quality=92
+        )
+        if file.tell() >= 300_000:
+            break
+    return file.getvalue()
+
+
+def _growth() -> Figure:
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny_bundle(Path(folder) / "tiny")
+        photo = Path(folder) / "photo.png"
+        photo.write_bytes(encode(make_photo(RED)))
+        with _served(str(Path(folder) / "tiny")) as (address, process):
+            order = {"kind": "closed", "address": address, "photos": [str(photo)], "callers": CALLERS, "seconds": 600.0}
+            _load(**order, most=SETTLED)
+            before = _rss_mb(process)
+            _load(**order, most=GROWTH_REQUESTS - SETTLED)
+            return _one(_rss_mb(process) - before, "MB", GROWTH_REQUESTS)
+
+
+def _rss_mb(process: int) -> float:
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
