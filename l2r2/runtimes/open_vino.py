@@ -78,15 +78,18 @@ class OpenVinoSession:
         shapes = {} if profile is None else {name: each.opt for name, each in profile.inputs.items()}
         if any(batch != 1 for batch, *_ in shapes.values()):
             raise ConfigError(f"OpenVINO compiles for a batch of 1 or for any; expected no profile, got {profile}")
+        core = openvino_core()
         try:
-            model = openvino_core().read_model(str(path))
-            inputs = _inputs(model)
-            if shapes:
-                model.reshape(shapes)
-            compiled = openvino_core().compile_model(model, "CPU", settings)
+            with _one_at_a_time:
+                model = core.read_model(str(path))
+                inputs = _inputs(model)
+                if shapes:
+                    model.reshape(shapes)
+            compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError, and others from its frontends
             raise ArtifactError(f"{path} cannot be loaded by OpenVINO: {_reason(error)}") from error
-        taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        with _one_at_a_time:
+            taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if taken != HINTS[precision]:
             raise BackendError(f"this CPU computes in {taken} where {HINTS[precision]} was asked; take precision fp32")
         self._compiled = compiled
@@ -126,7 +129,9 @@ class OpenVinoSession:
         return answer
 
 
-_making = threading.Lock()
+_one_at_a_time = threading.Lock()
+"""Held around what first converts a type of OpenVINO's to one of Python's: two threads that do it at once may wait for
+each other for ever, one with the interpreter's lock, one with that of a variable in C++ (seen in 2026.4)."""
 
 
 def openvino_core() -> Any:
@@ -135,7 +140,7 @@ def openvino_core() -> Any:
     A Core gives the thread that first uses it a signal stack, and unmaps it when the Core goes, from whatever thread
     and in whatever order that happens: a thread left without its stack dies of the next signal. So none ever goes.
     """
-    with _making:  # two threads that both found none would make two
+    with _one_at_a_time:  # two threads that both found none would make two
         return _core()
 
 

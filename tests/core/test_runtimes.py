@@ -255,6 +255,26 @@ def test_a_signal_after_openvinos_sessions_are_gone(convnet):
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
 
 
+TOGETHER = """
+import sys, threading
+from pathlib import Path
+from l2r2.runtimes import open_session
+
+threads = [threading.Thread(target=open_session, args=(Path(sys.argv[1]), "openvino")) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("opened")
+"""
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_openvinos_first_sessions_may_be_opened_side_by_side(turn, convnet):
+    done = subprocess.run([sys.executable, "-c", TOGETHER, str(convnet)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "opened\n", done.stderr
+
+
 TELLS_NOBODY = """
 import os, sys
 from pathlib import Path
