@@ -1,16 +1,23 @@
 """Writes `l2r2_serving/v1` from `proto/`: run `python -m l2r2_serving.generate` in a checkout after every change there.
 
-`--check` writes nothing and fails when what is committed differs.
+`--check` writes nothing and fails when what is committed differs. `--release` keeps the interface as it is now in
+`proto/released.json`: from then on the tests refuse what would break its callers.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from l2r2.errors import ArtifactError, BackendError, BackendMissing
+
+RELEASED = Path(__file__).parents[2] / "proto" / "released.json"
+"""The interface as it was last released: buf's image."""
 
 PROTO = Path(__file__).parents[2] / "proto"
 STUBS = Path(__file__).parent / "v1"
@@ -58,8 +65,37 @@ def _moved(text: str) -> str:
     return text.replace("'l2r2.v1.recognition_pb2'", "'l2r2_serving.v1.recognition_pb2'")
 
 
+def breaking(released: Path = RELEASED) -> str:
+    """What would break callers of the released interface, a line each; empty: nothing.
+
+    Raises:
+        BackendMissing: buf is not installed.
+    """
+    done = subprocess.run(  # noqa: S603
+        [_find_buf(), "breaking", "--against", str(released)],
+        cwd=PROTO.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def _buf(*words: str) -> int:
+    return subprocess.run([_find_buf(), *words], cwd=PROTO.parent, check=False).returncode  # noqa: S603
+
+
+def _find_buf() -> str:
+    found = shutil.which("buf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        raise BackendMissing("buf is not installed; run: pip install 'l2r2[dev]'")
+    return found
+
+
 def main(arguments: list[str]) -> int:
     """Write the stubs, or with --check compare; 1 when they differ."""
+    if arguments == ["--release"]:
+        return _buf("build", "-o", str(RELEASED), "--exclude-source-info")
     if arguments == ["--check"]:
         stale = differing()
         sys.stderr.writelines(f"{STUBS / name} is stale; run: python -m l2r2_serving.generate\n" for name in stale)

@@ -1,5 +1,6 @@
 """The interface: committed stubs match the .proto file, which keeps to buf's rules and this project's."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -58,6 +59,21 @@ def test_buf_lints() -> None:
         pytest.skip("buf is not installed; pip install 'l2r2[dev]'")
     done = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_nothing_breaks_callers_of_what_was_released() -> None:
+    assert generate.breaking() == ""
+
+
+def test_what_breaks_them_is_found(tmp_path: Path) -> None:
+    image = json.loads(generate.RELEASED.read_text())
+    (ours,) = [file for file in image["file"] if file["name"] == generate.SOURCE]
+    (box,) = [message for message in ours["messageType"] if message["name"] == "Box"]
+    box["field"].append({**box["field"][0], "name": "angle", "jsonName": "angle", "number": 9})
+    (tmp_path / "older.json").write_text(json.dumps(image))
+    assert 'Previously present field "9" with name "angle" on message "Box" was deleted' in generate.breaking(
+        tmp_path / "older.json"
+    )
 
 
 def test_one_request_and_one_response_a_method() -> None:
