@@ -128,10 +128,12 @@ class Bundle:
         """
         manifest = self.manifest
         classes = len(manifest.class_names)
-        # Side by side: compiling is most of the time until a service is ready.
-        with ThreadPoolExecutor(len(deployment.models)) as pool:
-            opened = pool.map(lambda stage: self._session(deployment, stage, threads), deployment.models)
-            sessions = dict(zip(deployment.models, opened, strict=True))
+        # The localizer, the dearest, beside the others: compiling is most of the time until a service is ready.
+        first, *others = deployment.models
+        with ThreadPoolExecutor(1) as pool:
+            beside = [pool.submit(self._session, deployment, stage, threads) for stage in others]
+            sessions = {first: self._session(deployment, first, threads)}
+            sessions |= {stage: each.result() for stage, each in zip(others, beside, strict=True)}
         digests = {stage: manifest.files[model.file] for stage, model in deployment.models.items()}
         return Recognizer(
             class_names=manifest.class_names,

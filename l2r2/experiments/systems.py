@@ -87,6 +87,8 @@ class Systems:
         seen = both & (fg.belief.argmax(axis=1) != full.belief.argmax(axis=1))
         flipped = known.belief.argmax(axis=1) != plain.belief.argmax(axis=1)
         rates = {
+            "photographs": float(len(val.found)),
+            "confidence": float(np.exp(known.belief.max(axis=1)).mean()),
             "escalated": float(1 - known.skipped_full.mean()),
             "nothing_found": float(1 - val.found.mean()),
             "disagreement": float(differ.sum() / max(val.found.sum(), 1)),

@@ -69,7 +69,8 @@ class OpenBundle:
         photo = Photograph(data, self.manifest.images)
         began = time.perf_counter()
         regions = self._regions(photo, options)
-        locating = {} if regions is None else {"locate": 1000 * (time.perf_counter() - began)}
+        located = regions is not None and options.box is None and not options.crop
+        locating = {"locate": 1000 * (time.perf_counter() - began)} if located else {}
         predictions = self.recognizer.recognize(
             [photo] * (1 if regions is None else len(regions)),
             [metadata] * (1 if regions is None else len(regions)),

@@ -50,12 +50,12 @@ class Engine:
         item = Item(request.bundle)
         try:
             opened = self.shelf.find(request.bundle)
+            item.bundle = opened.name
             metadata, top_k, options = read_metadata(request), read_top_k(request), read_options(request)
             accepted = time.monotonic()
 
             def work() -> pb.RecognizeResponse:
                 item.queued_s = time.monotonic() - accepted
-                item.bundle = opened.name
                 item.answer = recognize(opened, request.image, metadata, top_k, options, deadline)
                 return to_response(item.answer)
 

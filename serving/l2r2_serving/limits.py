@@ -42,8 +42,8 @@ MAX_VALUE_CHARS = 256
 MAX_MESSAGE_MB = 32
 """MiB of a message, either way; gRPC's own 4 MiB is less than a photograph. Source: a 50 MP phone JPEG."""
 
-REQUESTS_A_WORKER = 4
-"""In flight, running and waiting. Beyond a few a core only the waiting grows."""
+REQUESTS_A_WORKER = 8
+"""In flight, running and waiting: a worker is never without work, and nobody waits for more than eight photographs."""
 
 RETRY_AFTER_S = 1.0
 """What an overloaded server asks a caller to wait; a few photographs' time."""

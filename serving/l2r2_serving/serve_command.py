@@ -46,7 +46,7 @@ def serve(
     ] = None,
     max_queue: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests in flight; more are refused at once.", show_default="4 × workers"),
+        typer.Option(min=1, help="Requests in flight; more are refused at once.", show_default="8 × workers"),
     ] = None,
     max_per_client: Annotated[
         int | None, typer.Option(min=1, help="Of those, of one caller.", show_default="no limit")
@@ -152,6 +152,12 @@ def run(settings: ServerSettings) -> None:
     observers: list[Observer] = [AccessLog()]
     with ExitStack() as stack:
         on_swap = _metrics(settings, observers, parts, stack) if settings.metrics is not None else None
+        if settings.traces is not None:
+            from l2r2_serving.tracing import open_traces
+
+            traces = open_traces(settings.traces.endpoint, settings.traces.ratio)
+            observers.append(traces)
+            stack.callback(traces.close)
         watchers = []
         if settings.watch_s:
             from l2r2_serving.watching import BundleWatcher

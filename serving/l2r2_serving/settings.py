@@ -32,6 +32,15 @@ class MetricsSettings(Settings):
     """0: a free one. Source of the default: OpenTelemetry's, for Prometheus."""
 
 
+class TracesSettings(Settings):
+    """Where OpenTelemetry spans go, by OTLP over gRPC."""
+
+    endpoint: str | None = None
+    """http://HOST:PORT; None: as the standard OTEL_… variables say."""
+    ratio: float = Field(1.0, ge=0, le=1)
+    """Share of the calls that are traced, where the caller has not decided that itself."""
+
+
 class ServerSettings(Settings):
     """What `l2r2 serve` may be told."""
 
@@ -50,7 +59,7 @@ class ServerSettings(Settings):
     threads: int | None = Field(None, ge=1)
     """Of one inference, on a CPU; None: as the deployment says. Workers times threads should not exceed the cores."""
     max_queue: int | None = Field(None, ge=1)
-    """Requests in flight, running and waiting, beyond which callers are refused; None: four a worker."""
+    """Requests in flight, running and waiting, beyond which callers are refused; None: eight a worker."""
     max_per_client: int | None = Field(None, ge=1)
     """Of those, requests of one caller; None: no less than of all. With several field apps behind one address, name
     callers by tokens or certificates before setting this."""
@@ -68,6 +77,8 @@ class ServerSettings(Settings):
     """Whether plain text may leave this machine: behind a proxy that encrypts, or in a network of your own."""
     metrics: MetricsSettings | None = None
     """None: none are shown."""
+    traces: TracesSettings | None = None
+    """None: none are sent."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """At info a line a call: who, what, how it ended and how long it took; never what was sent."""

@@ -1,7 +1,7 @@
 """A bounded load from a process of its own, as JSON: `python -m tests.bench.load '{"kind": …}'`.
 
 closed    k callers, each asks again as soon as it is answered; over gRPC to `address`
-open      arrivals at random (Poisson, seeded) at `rate` a second, whatever becomes of those before
+open      arrivals at `rate` a second, whatever becomes of those before: at random (Poisson, seeded), or evenly spaced
 inside    as many threads as `workers` in this process, with the bundle in `bundle`: the limit of any server
 """
 
@@ -65,13 +65,13 @@ async def closed(address: str, photos: list[bytes], callers: int, seconds: float
         return record.told(time.perf_counter() - began)
 
 
-async def opened(address: str, photos: list[bytes], rate: float, seconds: float, seed: int) -> dict[str, Any]:
+async def opened(address: str, photos: list[bytes], rate: float, seconds: float, seed: int | None) -> dict[str, Any]:
     """Several connections, as many callers have."""
     record, turn, rng = _Record(), cycle(photos), random.Random(seed)
     channels = [grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(8)]
     stubs = cycle([recognition_pb2_grpc.RecognitionServiceStub(channel) for channel in channels])
     tasks, began, due = [], time.perf_counter(), 0.0
-    while (due := due + rng.expovariate(rate)) < seconds:
+    while (due := due + (1 / rate if seed is None else rng.expovariate(rate))) < seconds:
         await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
         tasks.append(asyncio.create_task(record.ask(next(stubs), pb.RecognizeRequest(image=next(turn)))))
     await asyncio.gather(*tasks)

@@ -121,6 +121,8 @@ def test_class_wise_temperatures_are_one_a_class(splits: dict[str, Split]) -> No
 def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split]) -> None:
     rates = systems.validation_rates(splits["val"])
     assert set(rates) == {
+        "photographs",
+        "confidence",
         "escalated",
         "nothing_found",
         "disagreement",
@@ -131,6 +133,7 @@ def test_validation_rates_are_shares(systems: Systems, splits: dict[str, Split])
         "set_size",
     }
     assert 1 <= rates.pop("set_size") <= K
+    assert rates.pop("photographs") == len(splits["val"].found)
     assert all(0 <= rate <= 1 for rate in rates.values())
     assert rates["nothing_found"] == pytest.approx(1 - splits["val"].found.mean())
 
