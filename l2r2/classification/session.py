@@ -14,10 +14,11 @@ class SessionClassifier:
 
     Attributes:
         classes: k; checked on every batch.
+        session: What runs it.
     """
 
     def __init__(self, session: Session, input_name: str, classes: int) -> None:
-        self._session = session
+        self.session = session
         self._input = input_name
         self.classes = classes
 
@@ -29,7 +30,7 @@ class SessionClassifier:
         """
         if len(images) == 0:
             return np.empty((0, self.classes), np.float32)
-        logits = next(iter(self._session.infer({self._input: images}).values()))
+        logits = next(iter(self.session.infer({self._input: images}).values()))
         if logits.shape != (len(images), self.classes):
             raise BackendError(f"the model gave logits {logits.shape}; expected {(len(images), self.classes)}")
         if not np.isfinite(logits).all():

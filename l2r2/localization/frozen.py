@@ -129,6 +129,12 @@ class FrozenDetectorLocalizer:
         sam = "" if segmenter is None else f"-{segmenter.key}"
         self.key = f"{described.settings.name}-frozen-{frozen}-{described.settings.digest()}{sam}"
 
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """Stage → what runs it; SAM's too, where its halves are on sessions."""
+        sam = self.segmenter.sessions if isinstance(self.segmenter, SessionSegmenter) else {}
+        return {"localizer": self._session, **sam}
+
     def locate(self, photos: Photos) -> list[Region | None]:
         """One region or None a photograph, in order."""
         return [self.decide(photo, found) for photo, found in zip(photos, self.instances(photos), strict=True)]
@@ -180,6 +186,11 @@ class SessionSegmenter:
         """
         self._encoder, self._decoder, self._preprocessing = encoder, decoder, preprocessing
         self.key = f"sam-{hashlib.sha256(f'{weights_digest} {preprocessing.digest()}'.encode()).hexdigest()[:12]}"
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """Stage → what runs it."""
+        return {"encoder": self._encoder, "decoder": self._decoder}
 
     def masks(self, photo: Pixels, regions: Sequence[Region]) -> list[Mask]:
         """A mask of the photograph's size a region, in order.

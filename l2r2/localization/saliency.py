@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -53,6 +53,11 @@ class SaliencyLocalizer:
         self.side_px = settings.size_px
         """The square that photographs are shrunk to."""
         self.key = f"{settings.name}-{weights_digest[:12]}-{settings.digest()}{'-masks' if masks else ''}"
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """Stage → what runs it."""
+        return {"localizer": self._session}
 
     def locate(self, photos: Photos) -> list[Region | None]:
         """One region or None a photograph, in order."""

@@ -1,4 +1,4 @@
-"""Writes `l2r2_serving/v1` from `proto/`: run `python -m l2r2_serving.generate` in a checkout after every change there.
+"""Writes the stubs from `proto/`: run `python -m l2r2_serving.generate` in a checkout after every change there.
 
 `--check` writes nothing and fails when what is committed differs. `--release` keeps the interface as it is now in
 `proto/released.json`: from then on the tests refuse what would break its callers.
@@ -6,51 +6,51 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from l2r2.errors import ArtifactError, BackendError, BackendMissing
 
-RELEASED = Path(__file__).parents[2] / "proto" / "released.json"
+PROTO = Path(__file__).parents[2] / "proto"
+RELEASED = PROTO / "released.json"
 """The interface as it was last released: buf's image."""
 
-PROTO = Path(__file__).parents[2] / "proto"
-STUBS = Path(__file__).parent / "v1"
+STUBS = Path(__file__).parent
 SOURCE = "l2r2/v1/recognition.proto"
-"""Name of the file in the descriptor, which reflection and other languages see."""
+KSERVE = "inference/grpc_predict_v2.proto"
+"""Names of the files in their descriptors, which reflection and other languages see."""
+
+FOLDERS: Final[Mapping[str, str]] = {SOURCE: "v1", KSERVE: "inference"}
+"""File → folder of its stubs in this package."""
 
 _VERSIONS = re.compile(r"\d+\.\d+\.\d+|^    \d+,$", re.MULTILINE)
 
 
 def stubs(proto: Path = PROTO) -> dict[str, str]:
-    """File name → text of every generated file.
+    """Path in this package → text of every generated file.
 
     Raises:
         BackendMissing: grpcio-tools is not installed.
         ArtifactError: there is no `proto` folder, as in an installed package.
-        BackendError: protoc refused the file; its reasons are on stderr.
+        BackendError: protoc refused a file; its reasons are on stderr.
     """
-    if not (proto / SOURCE).is_file():
-        raise ArtifactError(f"{proto / SOURCE} is missing; run this in a checkout of the project")
-    try:
-        from grpc_tools import protoc  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise BackendMissing("grpcio-tools is not installed; run: pip install 'l2r2[dev]'") from error
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
-        includes = [f"-I{proto}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
-        if protoc.main(["protoc", *includes, *outputs, SOURCE]) != 0:
-            raise BackendError(f"protoc refused {proto / SOURCE}; its reasons are above")
-        return {path.name: _moved(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).rglob("*.py*"))}
+    return {
+        f"{folder}/{name}": text
+        for source, folder in FOLDERS.items()
+        for name, text in _generated(proto, source, folder).items()
+    }
 
 
 def differing(folder: Path = STUBS, proto: Path = PROTO) -> list[str]:
-    """Names of generated files that `folder` lacks or holds otherwise; the generators' versions do not count."""
+    """Paths of generated files that `folder` lacks or holds otherwise; the generators' versions do not count."""
     return [
         name
         for name, text in stubs(proto).items()
@@ -59,10 +59,29 @@ def differing(folder: Path = STUBS, proto: Path = PROTO) -> list[str]:
     ]
 
 
-def _moved(text: str) -> str:
-    """The proto package is l2r2.v1, the Python one l2r2_serving.v1: nothing may land in l2r2's own package."""
-    text = text.replace("from l2r2.v1 import", "from l2r2_serving.v1 import")
-    return text.replace("'l2r2.v1.recognition_pb2'", "'l2r2_serving.v1.recognition_pb2'")
+def _generated(proto: Path, source: str, folder: str) -> dict[str, str]:
+    if not (proto / source).is_file():
+        raise ArtifactError(f"{proto / source} is missing; run this in a checkout of the project")
+    try:
+        from grpc_tools import protoc  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise BackendMissing("grpcio-tools is not installed; run: pip install 'l2r2[dev]'") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = [f"--{kind}_out={scratch}" for kind in ("python", "pyi", "grpc_python")]
+        includes = [f"-I{proto}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
+        if protoc.main(["protoc", *includes, *outputs, source]) != 0:
+            raise BackendError(f"protoc refused {proto / source}; its reasons are above")
+        return {
+            path.name: _moved(path.read_text(encoding="utf-8"), Path(source), folder)
+            for path in sorted(Path(scratch).rglob("*.py*"))
+        }
+
+
+def _moved(text: str, source: Path, folder: str) -> str:
+    """The proto package l2r2.v1 is l2r2_serving.v1 in Python: nothing may land in another's package."""
+    package = ".".join(source.parent.parts)
+    text = text.replace(f"from {package} import", f"from l2r2_serving.{folder} import")
+    return text.replace(f"'{package}.{source.stem}_pb2'", f"'l2r2_serving.{folder}.{source.stem}_pb2'")
 
 
 def breaking(released: Path = RELEASED) -> str:
@@ -81,8 +100,20 @@ def breaking(released: Path = RELEASED) -> str:
     return done.stdout + done.stderr
 
 
-def _buf(*words: str) -> int:
-    return subprocess.run([_find_buf(), *words], cwd=PROTO.parent, check=False).returncode  # noqa: S603
+def release(released: Path = RELEASED) -> int:
+    """Keep l2r2.v1 as it is now, a line a value so that a difference can be read; buf's exit status.
+
+    The other file is not ours to change, and has a test of its own.
+
+    Raises:
+        BackendMissing: buf is not installed.
+    """
+    words = ["build", "--path", str(PROTO / "l2r2"), "--exclude-source-info", "-o", str(released)]
+    done = subprocess.run([_find_buf(), *words], cwd=PROTO.parent, check=False)  # noqa: S603
+    if done.returncode == 0:
+        image = json.loads(released.read_text(encoding="utf-8"))
+        released.write_text(json.dumps(image, indent=1) + "\n", encoding="utf-8")
+    return done.returncode
 
 
 def _find_buf() -> str:
@@ -93,9 +124,9 @@ def _find_buf() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the stubs, or with --check compare; 1 when they differ."""
+    """Write the stubs, with --check compare them (1 when they differ), or with --release keep the interface."""
     if arguments == ["--release"]:
-        return _buf("build", "-o", str(RELEASED), "--exclude-source-info")
+        return release()
     if arguments == ["--check"]:
         stale = differing()
         sys.stderr.writelines(f"{STUBS / name} is stale; run: python -m l2r2_serving.generate\n" for name in stale)

@@ -22,6 +22,9 @@ from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
 from l2r2_serving.bundles import OpenBundle, Shelf, open_bundle
 from l2r2_serving.engine import Engine
+from l2r2_serving.inference import grpc_predict_v2_pb2_grpc
+from l2r2_serving.kserve import SERVICE as KSERVE
+from l2r2_serving.kserve import KServeService
 from l2r2_serving.limits import Slots
 from l2r2_serving.memory import Memory
 from l2r2_serving.observing import Nobody, Observer
@@ -83,13 +86,14 @@ class RecognitionServer:
         self._shelf = Shelf()
         self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
         self._health = health.HealthServicer()
-        self._names = ["", SERVICE]
+        self._names = ["", SERVICE, KSERVE]
         self.slots = Slots(settings.slot_count, settings.max_per_client)
         observer = observer or Nobody()
         engine = Engine(self._shelf, self._pool, settings.worker_count, self.slots, observer)
         self.memory = Memory(settings.memory_s)
         self.ready = False
         self._service = RecognitionService(engine, self.memory, observer)
+        self._stages = KServeService(self._shelf, engine, self._pool, observer)
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -118,10 +122,11 @@ class RecognitionServer:
             maximum_concurrent_rpcs=2 * settings.slot_count + ARRIVING,
         )
         recognition_pb2_grpc.add_RecognitionServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._stages, server)  # type: ignore[no-untyped-call]
         await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         health_names = _add_health(self._health, server)
         if settings.reflection:
-            _add_reflection([SERVICE, *health_names], server)
+            _add_reflection([SERVICE, KSERVE, *health_names], server)
         address = _join(settings.host, settings.port)
         if self._credentials is None:
             self.port = server.add_insecure_port(address)

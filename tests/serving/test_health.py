@@ -73,6 +73,7 @@ def test_reflection_when_asked_for(bundle: Bundle) -> None:
         assert reflected(place) == [
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
+            "inference.GRPCInferenceService",
             "l2r2.v1.RecognitionService",
         ]
 

@@ -214,8 +214,8 @@ def test_nobody_there_is_said() -> None:
 def test_defaults_follow_the_cores() -> None:
     settings = ServerSettings()
     assert settings.worker_count == available_cores()
-    assert settings.slot_count == 4 * available_cores()
-    assert ServerSettings(workers=3).slot_count == 12
+    assert settings.slot_count == 8 * available_cores()
+    assert ServerSettings(workers=3).slot_count == 24
 
 
 @pytest.mark.parametrize("top_k", [0, 101])

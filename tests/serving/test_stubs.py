@@ -1,4 +1,4 @@
-"""The interface: committed stubs match the .proto file, which keeps to buf's rules and this project's."""
+"""The interfaces: committed stubs match the .proto files, which keep to buf's rules and this project's."""
 
 import json
 import re
@@ -11,32 +11,39 @@ import pytest
 
 from l2r2.errors import ArtifactError, BackendError
 from l2r2_serving import generate, limits
+from l2r2_serving.inference import grpc_predict_v2_pb2 as kserve
 from l2r2_serving.v1 import recognition_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 TEXT = (generate.PROTO / generate.SOURCE).read_text(encoding="utf-8")
+KSERVE_TEXT = (generate.PROTO / generate.KSERVE).read_text(encoding="utf-8")
 
 pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed; pip install 'l2r2[dev]'")
 
 
-def test_stubs_match_the_proto() -> None:
+def copy_stubs(place: Path) -> None:
+    for folder in generate.FOLDERS.values():
+        shutil.copytree(generate.STUBS / folder, place / folder)
+
+
+def test_stubs_match_the_protos() -> None:
     assert generate.differing() == []
 
 
 def test_this_check_can_fail(tmp_path: Path) -> None:
-    shutil.copytree(generate.STUBS, tmp_path / "v1")
+    copy_stubs(tmp_path)
     changed = tmp_path / "v1" / "recognition_pb2.pyi"
     changed.write_text(changed.read_text().replace("top_k", "top_n"))
-    (tmp_path / "v1" / "recognition_pb2_grpc.py").unlink()
-    assert generate.differing(tmp_path / "v1") == ["recognition_pb2.pyi", "recognition_pb2_grpc.py"]
+    (tmp_path / "inference" / "grpc_predict_v2_pb2_grpc.py").unlink()
+    assert generate.differing(tmp_path) == ["v1/recognition_pb2.pyi", "inference/grpc_predict_v2_pb2_grpc.py"]
 
 
 def test_another_version_of_the_generator_is_no_difference(tmp_path: Path) -> None:
-    shutil.copytree(generate.STUBS, tmp_path / "v1")
-    for path in (tmp_path / "v1").glob("*_pb2*"):
+    copy_stubs(tmp_path)
+    for path in tmp_path.glob("*/*_pb2*"):
         text = re.sub(r"'1\.\d+\.\d+'", "'1.99.0'", path.read_text())
         path.write_text(text.replace("Protobuf Python Version: 7.", "Protobuf Python Version: 70."))
-    assert generate.differing(tmp_path / "v1") == []
+    assert generate.differing(tmp_path) == []
 
 
 def test_a_proto_that_is_wrong_or_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -48,9 +55,11 @@ def test_a_proto_that_is_wrong_or_missing(tmp_path: Path, capfd: pytest.CaptureF
         generate.stubs(tmp_path)
 
 
-def test_the_descriptor_keeps_its_name() -> None:
+def test_the_descriptors_keep_their_names() -> None:
     assert pb.DESCRIPTOR.name == "l2r2/v1/recognition.proto"
     assert pb.DESCRIPTOR.package == "l2r2.v1"
+    assert kserve.DESCRIPTOR.name == "inference/grpc_predict_v2.proto"
+    assert kserve.DESCRIPTOR.package == "inference"
 
 
 def test_buf_lints() -> None:
@@ -76,6 +85,14 @@ def test_what_breaks_them_is_found(tmp_path: Path) -> None:
     )
 
 
+def test_a_release_keeps_the_interface_as_text_that_a_diff_can_show(tmp_path: Path) -> None:
+    assert generate.release(tmp_path / "now.json") == 0
+    lines = (tmp_path / "now.json").read_text().splitlines()
+    assert max(map(len, lines)) < 200
+    assert any('"name": "StreamRecognize"' in line for line in lines)
+    assert generate.breaking(tmp_path / "now.json") == ""
+
+
 def test_one_request_and_one_response_a_method() -> None:
     (service,) = pb.DESCRIPTOR.services_by_name.values()
     for method in service.methods:
@@ -94,3 +111,4 @@ def test_the_numbers_in_the_comments_are_the_ones_that_are_checked() -> None:
     assert f"at most {limits.MAX_SOURCES}, names of 1 to {limits.MAX_NAME_CHARS} and values of" in TEXT
     assert f"at most {limits.MAX_VALUE_CHARS} characters. Absent or blank: not known." in TEXT
     assert f"A message may have up to {limits.MAX_MESSAGE_MB} MiB" in TEXT
+    assert f"each at least 1; at most {limits.MAX_BATCH} along the first." in KSERVE_TEXT

@@ -11,7 +11,7 @@ from l2r2.files import write_text
 
 ROOT = Path("mlruns/bench/venvs")
 PEERS = {
-    "litserve": "litserve==0.2.19",
+    "litserve": "litserve==0.2.19 python-multipart",  # which its forms need
     "bentoml": "bentoml==1.4.40",
     "mlserver": "mlserver==1.7.1",
     "rayserve": "ray[serve]==2.60.0",
@@ -35,7 +35,7 @@ def environment(peer: str) -> Path | None:
         print(f"  installing {PEERS[peer]} into {folder}", flush=True)
         try:
             subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, check=True)
-            wanted = [PEERS[peer], *WORK, *(f"{name}=={version(name)}" for name in SAME)]
+            wanted = [*PEERS[peer].split(), *WORK, *(f"{name}=={version(name)}" for name in SAME)]
             command = [str(python), "-m", "pip", "install", "--quiet", *wanted]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
             (folder / ".ready").touch()

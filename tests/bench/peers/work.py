@@ -10,7 +10,7 @@ L2R2_BENCH_PORT         where to listen
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ Answering = Callable[[bytes], dict[str, Any]]
 """Encoded photograph → what a JSON answer says."""
 
 
-def answering() -> Answering:
+def answering(told: Mapping[str, str] = os.environ) -> Answering:
     """Load the models of one worker and run each once."""
-    runtime, precision = os.environ["L2R2_BENCH_DEPLOYMENT"].split("/")
-    opened = open_bundle(load_bundle(Path(os.environ["L2R2_BENCH_BUNDLE"])), runtime, precision)
+    runtime, precision = told["L2R2_BENCH_DEPLOYMENT"].split("/")
+    opened = open_bundle(load_bundle(Path(told["L2R2_BENCH_BUNDLE"])), runtime, precision)
     opened.warm_up()
-    if os.environ["L2R2_BENCH_TASK"] == "both":
+    if told["L2R2_BENCH_TASK"] == "both":
         return _both(opened)
     return lambda data: _told(opened.answer(data, {}, 5))
 

@@ -1,0 +1,1 @@
+"""Generated from `proto/inference`; see `l2r2_serving.generate`."""

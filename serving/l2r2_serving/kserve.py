@@ -1,0 +1,195 @@
+"""The KServe v2 (Open Inference) protocol: each stage of what is served is a model of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+
+from l2r2 import __version__
+from l2r2_serving.bundles import Shelf
+from l2r2_serving.callers import REQUEST_ID, begun
+from l2r2_serving.deadline import Deadline
+from l2r2_serving.engine import Engine
+from l2r2_serving.errors import NotReady, UnknownBundle
+from l2r2_serving.inference import grpc_predict_v2_pb2 as pb
+from l2r2_serving.inference import grpc_predict_v2_pb2_grpc
+from l2r2_serving.kserve_models import StageModel, Tensor, models_of, read_feed, read_wanted, to_response
+from l2r2_serving.observing import Call, Nobody, Observer
+from l2r2_serving.status import DETAILS_KEY, grpc_code_of, status_of
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+"""inference.GRPCInferenceService"""
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
+    """Stages by name: BUNDLE.localizer, BUNDLE.FG, BUNDLE.FULL; with SAM also BUNDLE.encoder and BUNDLE.decoder.
+
+    A call that runs a model holds a slot and a worker like a photograph; one whose caller has left is not begun.
+    """
+
+    def __init__(self, shelf: Shelf, engine: Engine, pool: Executor, observer: Observer | None = None) -> None:
+        """Store the parts.
+
+        Args:
+            pool: The engine's workers.
+            observer: Told of each call; there are no photographs to tell of.
+        """
+        self._shelf = shelf
+        self._slots = engine.slots
+        self._pool = pool
+        self._observer = observer or Nobody()
+        self._outputs: dict[tuple[str, str], tuple[Tensor, ...]] = {}
+
+    async def ServerLive(  # noqa: N802  the method's name on the wire
+        self,
+        request: pb.ServerLiveRequest,  # noqa: ARG002
+        context: Context,
+    ) -> pb.ServerLiveResponse:
+        """Whoever answers is alive."""
+        async with self._call("ServerLive", context):
+            return pb.ServerLiveResponse(live=True)
+        raise AssertionError("refusing ends the call")
+
+    async def ServerReady(  # noqa: N802
+        self,
+        request: pb.ServerReadyRequest,  # noqa: ARG002
+        context: Context,
+    ) -> pb.ServerReadyResponse:
+        """Whether a bundle is served."""
+        async with self._call("ServerReady", context):
+            return pb.ServerReadyResponse(ready=bool(self._shelf.all()))
+        raise AssertionError("refusing ends the call")
+
+    async def ModelReady(  # noqa: N802
+        self, request: pb.ModelReadyRequest, context: Context
+    ) -> pb.ModelReadyResponse:
+        """Whether a model is served; no is an answer."""
+        async with self._call("ModelReady", context):
+            try:
+                self._find(request.name, request.version)
+            except (NotReady, UnknownBundle):
+                return pb.ModelReadyResponse(ready=False)
+            return pb.ModelReadyResponse(ready=True)
+        raise AssertionError("refusing ends the call")
+
+    async def ServerMetadata(  # noqa: N802
+        self,
+        request: pb.ServerMetadataRequest,  # noqa: ARG002
+        context: Context,
+    ) -> pb.ServerMetadataResponse:
+        """Name and version of the software."""
+        async with self._call("ServerMetadata", context):
+            return pb.ServerMetadataResponse(name="l2r2", version=__version__)
+        raise AssertionError("refusing ends the call")
+
+    async def ModelMetadata(  # noqa: N802
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
+        """The tensors of a model; what it gives is measured, once."""
+        async with self._call("ModelMetadata", context) as call:
+            model = self._find(request.name, request.version)
+            outputs = self._outputs.get(model.key)
+            if outputs is None:
+                with self._slots.take(call.caller):
+                    outputs = await self._run(model.measure, _deadline(context))
+                served = {each.version for each in self._shelf.all()}
+                kept = {key: known for key, known in self._outputs.items() if key[1] in served}
+                self._outputs = {**kept, model.key: outputs}
+            return pb.ModelMetadataResponse(
+                name=model.name,
+                versions=[model.opened.version],
+                platform=model.opened.deployment,
+                inputs=[_metadata(each) for each in model.inputs],
+                outputs=[_metadata(each) for each in outputs],
+            )
+        raise AssertionError("refusing ends the call")
+
+    async def ModelInfer(  # noqa: N802
+        self, request: pb.ModelInferRequest, context: Context
+    ) -> pb.ModelInferResponse:
+        """Run a model once."""
+        async with self._call("ModelInfer", context) as call:
+            model = self._find(request.model_name, request.model_version)
+            deadline = _deadline(context)
+
+            def work() -> pb.ModelInferResponse:
+                feed, wanted = read_feed(model, request), read_wanted(model, request)
+                deadline.require()  # reading typed contents takes its time
+                return to_response(model, request, model.infer(feed), wanted)
+
+            with self._slots.take(call.caller):
+                return await self._run(work, deadline)
+        raise AssertionError("refusing ends the call")
+
+    def _find(self, name: str, version: str) -> StageModel:
+        """A model that is served.
+
+        Raises:
+            NotReady: nothing is.
+            UnknownBundle: this one is not, or not in that version.
+        """
+        self._shelf.require_any()
+        known = {model.name: model for opened in self._shelf.all() for model in models_of(opened)}
+        model = known.get(name)
+        if model is None:
+            raise UnknownBundle(f"no model {name[:80]!r} is served; expected one of: {', '.join(known)}")
+        if version not in {"", model.opened.version}:
+            raise UnknownBundle(
+                f"{name} is not served in version {version[:80]!r}; expected {model.opened.version} or none"
+            )
+        return model
+
+    async def _run(self, work: Callable[[], T], deadline: Deadline) -> T:
+        """Do work on a worker, unless nobody waits for it by then."""
+
+        def begin() -> T:
+            deadline.require()
+            return work()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, begin)
+        except asyncio.CancelledError:
+            deadline.gone = True
+            raise
+
+    @asynccontextmanager
+    async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
+        """End the call with a status if anything goes wrong inside, and tell whoever watches."""
+        call = begun(f"{SERVICE}/{method}", context)
+        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        call.code = "OK"
+        try:
+            yield call
+        except asyncio.CancelledError:
+            call.code = "CANCELLED"
+            raise
+        except Exception as error:  # noqa: BLE001  an edge: whatever happens, the caller gets a status
+            code, status = grpc_code_of(error), status_of(error)
+            call.code = code.name
+            if code is grpc.StatusCode.INTERNAL:
+                _log.error("request %s failed: %s", call.request_id, type(error).__name__, exc_info=error)
+            await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        finally:
+            call.ended_ns = time.time_ns()
+            self._observer.call(call)
+
+
+def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+
+
+def _deadline(context: Context) -> Deadline:
+    left = context.time_remaining()
+    return Deadline(None if left is None else time.monotonic() + float(left))
