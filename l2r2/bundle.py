@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -211,14 +212,18 @@ def read_policy(manifest: PolicyManifest, arrays: Path, class_names: Sequence[st
     """Join the numbers of a manifest and the arrays beside it.
 
     Raises:
-        ArtifactError: a hazardous class is no class of the bundle.
+        ArtifactError: a hazardous class is no class of the bundle, or the arrays cannot be read.
     """
     strange = set(manifest.hazardous) - set(class_names)
     if strange:
         raise ArtifactError(f"hazardous class {min(strange)!r} is none of the bundle's classes; export it again")
-    with np.load(arrays, allow_pickle=False) as learned:
-        operator = make_operator(manifest.operator, dict(learned))
-    temperatures = {stage: Temperature(np.asarray(values)) for stage, values in manifest.temperatures.items()}
+    try:
+        with np.load(arrays, allow_pickle=False) as learned:
+            values = dict(learned)
+    except (ValueError, OSError, BadZipFile) as error:  # the first also where objects would have to be unpickled
+        raise ArtifactError(f"{arrays} holds no plain arrays: {error}; export the bundle again") from None
+    operator = make_operator(manifest.operator, values)
+    temperatures = {stage: Temperature(np.asarray(each)) for stage, each in manifest.temperatures.items()}
     sets = None if manifest.coverage is None else PredictionSets(manifest.set_threshold, manifest.coverage)
     marked = np.isin(np.asarray(class_names), manifest.hazardous)
     veto = Veto(marked, manifest.hazard_mass) if marked.any() else None
