@@ -273,7 +273,7 @@ def _peer(name: str) -> Peer:
         return Peer(words, "http://127.0.0.1:{port}/recognize", FORM, _form)
     if name == "mlserver":
         url = "grpc://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
-        return Peer(("-m", "mlserver.cli", "start", "."), url, "", _infer_request)
+        return Peer(("-c", "from mlserver.cli import main; main()", "start", "."), url, "", _infer_request)
     return Peer(("-m", module), "http://127.0.0.1:{port}/", "application/octet-stream", bytes)
 
 
