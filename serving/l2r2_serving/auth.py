@@ -5,7 +5,7 @@ needed. The file is TOML, a section a caller:
 
     [tokens.herbarium-app]
     sha256 = "9f86d0…"
-    methods = ["Recognize", "StreamRecognize"]   # left out: all
+    methods = ["Recognize", "StreamRecognize"]   # left out: all of l2r2.v1; others as "inference.GRPCInferenceService"
     expires = 2027-01-31                         # left out: never; the last day, UTC
 """
 
@@ -15,7 +15,9 @@ import hashlib
 import hmac
 import logging
 import secrets
+import time
 import tomllib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -26,15 +28,22 @@ from pydantic import Field
 
 from l2r2.config import Settings, parse_settings
 from l2r2.errors import ConfigError, L2R2Error
-from l2r2_serving.callers import identity
+from l2r2_serving.callers import host_of, identity
 from l2r2_serving.errors import NotAllowed, Unauthenticated
 from l2r2_serving.status import DETAILS_KEY, code_of, status_of
+from l2r2_serving.v1 import recognition_pb2 as pb
 
 OPEN = ("/grpc.health.v1.Health/",)
 """Beginnings of methods that nobody needs a token for: whoever balances or restarts servers has none."""
 
+OWN = pb.DESCRIPTOR.services_by_name["RecognitionService"].full_name
+"""Whose methods a token is for unless its section says otherwise."""
+
 UNKNOWN = "no token, or none that is good; send the one you were given, as metadata authorization: Bearer TOKEN"
 """The same words whatever is wrong with it."""
+
+REPORT_S = 60.0
+"""At most so often a line about refused calls is logged."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +53,17 @@ class Token(Settings):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     methods: tuple[str, ...] = ()
-    """Names of methods, without their service; empty: all."""
+    """Methods of l2r2.v1.RecognitionService by name, and other services by theirs; empty: all of l2r2.v1."""
     expires: date | None = None
     """The last day on which it is good, UTC."""
+
+    def may_call(self, method: str) -> bool:
+        """Whether it is for a method, /SERVICE/METHOD."""
+        service, _, name = method.removeprefix("/").partition("/")
+        if service.startswith("grpc.reflection."):  # what it tells is in the .proto
+            return True
+        own = service == OWN
+        return service in self.methods or (own and (not self.methods or name in self.methods))
 
 
 class TokenFile(Settings):
@@ -59,14 +76,21 @@ def read_tokens(path: Path) -> Mapping[str, Token]:
     """Read a token file.
 
     Raises:
-        ConfigError: not there, no TOML, or not of this form.
+        ConfigError: not there, no TOML, or not of this form. No value is repeated: it may be a token in place of its
+            hash, and the message goes to the log.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise ConfigError(f"{path} is no token file: {reason}; make one: l2r2 token NAME --file {path}") from None
-    return parse_settings(TokenFile, values, str(path)).tokens
+    try:
+        return parse_settings(TokenFile, values, str(path)).tokens
+    except ConfigError as error:
+        place, _, rest = str(error).partition(" = ")
+        if not rest:
+            raise
+        raise ConfigError(f"{place} is not what it should be; expected what `l2r2 token` writes") from None
 
 
 def new_token() -> str:
@@ -111,9 +135,9 @@ class Tokens:
         known_now = self._known.get(found)
         if known_now is None or scheme.lower() != "bearer" or _over(known_now):
             raise Unauthenticated(UNKNOWN)
-        name = method.rpartition("/")[2]
-        if known_now.methods and name not in known_now.methods:
-            raise NotAllowed(f"{found} may not call {name}; it may call {', '.join(known_now.methods)}")
+        if not known_now.may_call(method):
+            name, may = method.rpartition("/")[2], ", ".join(known_now.methods or (OWN,))
+            raise NotAllowed(f"{found} may not call {name}; it may call {may}")
         return found
 
     def _current(self) -> Mapping[str, Token]:
@@ -135,10 +159,16 @@ class Tokens:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
-    """Refuses a call without a good token before its message is read, and names its caller to the rest."""
+    """Refuses a call without a good token before its message is read, and names its caller to the rest.
+
+    Attributes:
+        refused: Calls so far, by gRPC's name of the status.
+    """
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
+        self.refused: Counter[str] = Counter()
+        self._report_at, self._reported = 0.0, 0
 
     async def intercept_service(
         self,
@@ -154,18 +184,26 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
         try:
             identity.set(self._tokens.check(header if isinstance(header, str) else "", method))
         except L2R2Error as error:
-            return _refusing(error)
+            return self._refusing(error)
         return await continuation(handler_call_details)
 
+    def _refusing(self, error: L2R2Error) -> grpc.RpcMethodHandler:
+        """A handler that ends any call at once; as one of streams it waits for no message."""
+        status, code = status_of(error), code_of(type(error))
 
-def _refusing(error: L2R2Error) -> grpc.RpcMethodHandler:
-    """A handler that ends any call at once; as one of streams it waits for no message."""
-    status = status_of(error)
+        async def refuse(_requests: Any, context: Any) -> None:
+            self._count(code.name, context.peer())
+            await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
-    async def refuse(_requests: Any, context: Any) -> None:
-        await context.abort(code_of(type(error)), status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    def _count(self, code: str, peer: str) -> None:
+        """A flood is a line a minute."""
+        self.refused[code] += 1
+        now, total = time.monotonic(), self.refused.total()
+        if now >= self._report_at:
+            _log.warning("calls refused: %d; the last one %s, from %s", total - self._reported, code, host_of(peer))
+            self._report_at, self._reported = now + REPORT_S, total
 
 
 def _over(token: Token) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import ssl
+import time
 from pathlib import Path
 
 import grpc
@@ -96,16 +97,24 @@ def _load(settings: TlsSettings) -> grpc.ServerCertificateConfiguration:
             raise ConfigError(f"{path} cannot be read: {error.strerror}; expected a PEM file for TLS") from None
     _check(settings)
     if settings.client_ca is not None:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(settings.client_ca)
-        except ssl.SSLError:
-            raise ConfigError(
-                f"{settings.client_ca} holds no certificate; expected those that callers' own come from, as PEM"
-            ) from None
+        _check_roots(settings.client_ca)
     return grpc.ssl_server_certificate_configuration(
         [(texts[settings.key], texts[settings.certificate])],
         None if settings.client_ca is None else texts[settings.client_ca],
     )
+
+
+def _check_roots(path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError:
+        raise ConfigError(f"{path} holds no certificate; expected those that callers' own come from, as PEM") from None
+    now, roots = time.time(), context.get_ca_certs()
+    if not roots:
+        raise ConfigError(f"{path} holds no certificate of an authority; expected those that callers' own come from")
+    if all(ssl.cert_time_to_seconds(str(root["notAfter"])) < now for root in roots):
+        raise ConfigError(f"the certificate of {path} is not good now: it has expired; expected one that is")
 
 
 def _check(settings: TlsSettings) -> None:

@@ -1,7 +1,9 @@
 """Who may call what: tokens whose hashes alone are kept."""
 
 import os
+from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
 from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of, new_token, read_tokens
 from l2r2_serving.errors import NotAllowed, Unauthenticated
+from l2r2_serving.logs import AccessLog
 from l2r2_serving.token_command import token as token_command
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.serving.running import eventually, running
@@ -100,6 +103,83 @@ def test_a_file_that_is_none_is_named(text: str, message: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_tokens(path)
+
+
+def test_a_token_in_place_of_its_hash_is_not_repeated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, path = new_token(), written(tmp_path / "t.toml", a=Token(sha256=hash_of("one")))
+    tokens = Tokens(path)
+    for text in (f'[tokens.a]\nsha256 = "{made}"', f"[tokens.a]\nsha256 = {made}", f'[tokens.a]\nmethods = "{made}"'):
+        path.write_text(text + "\n" * len(caplog.messages))
+        with pytest.raises(ConfigError) as caught:
+            read_tokens(path)
+        assert made not in str(caught.value)
+        assert tokens.check("Bearer one", METHOD) == "a"
+    assert len(caplog.messages) == 3
+    assert made not in caplog.text
+
+
+def test_other_services_are_named(tmp_path: Path) -> None:
+    inference = "inference.GRPCInferenceService"
+    listed = {"a": (), "b": (inference,), "c": ("Recognize", inference), "d": ("ModelInfer",)}
+    tokens = Tokens(written(tmp_path / "t.toml", **{n: Token(sha256=hash_of(n), methods=m) for n, m in listed.items()}))
+
+    def may(method: str) -> str:
+        return "".join(name for name, token in tokens._known.items() if token.may_call(method))
+
+    assert may(METHOD) == "ac"
+    assert may("/l2r2.v1.RecognitionService/GetBundle") == "a"
+    assert may(f"/{inference}/ModelInfer") == "bc"
+    assert may("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") == "abcd"
+    assert may("/other.Service/Recognize") == ""
+
+
+def test_a_flood_is_counted_and_one_line(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    door = TokenInterceptor(
+        Tokens(written(tmp_path / "t.toml", app=Token(sha256=hash_of("one"), methods=("Recognize",))))
+    )
+    with running(bundle, interceptors=[door]) as place, place.stub() as stub:
+        for n in range(100):
+            refused(lambda n=n: stub.Recognize(REQUEST, metadata=[("authorization", f"Bearer {n}")]))
+        refused(lambda: stub.ListBundles(pb.ListBundlesRequest(), metadata=[("authorization", "Bearer one")]))
+    assert door.refused == {"UNAUTHENTICATED": 100, "PERMISSION_DENIED": 1}
+    lines = [record.getMessage() for record in caplog.records if record.name == "l2r2_serving.auth"]
+    assert lines == ["calls refused: 1; the last one UNAUTHENTICATED, from 127.0.0.1"]
+
+
+def test_the_log_of_everything_has_nothing_that_was_sent(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    for name in ("l2r2", "l2r2_serving", "grpc", "grpc.aio", "asyncio"):
+        caplog.set_level("DEBUG", name)
+    good, wrong, habitat = new_token(), new_token(), "under-the-secret-oak"
+    path = written(tmp_path / "t.toml", app=Token(sha256=hash_of(good)))
+    photo = encode(make_photo(RED))
+    request = pb.RecognizeRequest(image=photo, habitat=habitat, metadata={"place": habitat})
+    with (
+        running(bundle, observer=AccessLog(), interceptors=[TokenInterceptor(Tokens(path))]) as place,
+        place.stub() as stub,
+    ):
+        for token in (good, wrong):
+            sent = [("authorization", f"Bearer {token}"), ("x-private", habitat)]
+            for call in (
+                lambda sent=sent: stub.Recognize(request, metadata=sent),
+                lambda sent=sent: stub.BatchRecognize(pb.BatchRecognizeRequest(requests=[request]), metadata=sent),
+                lambda sent=sent: list(
+                    stub.StreamRecognize(iter([pb.StreamRecognizeRequest(id="a", request=request)]), metadata=sent)
+                ),
+                lambda sent=sent: stub.Recognize(pb.RecognizeRequest(image=habitat.encode()), metadata=sent),
+                lambda sent=sent: stub.Recognize(
+                    pb.RecognizeRequest(image=photo, month=13, habitat=habitat), metadata=sent
+                ),
+            ):
+                with suppress(grpc.RpcError):
+                    call()
+    said = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert "'caller': 'app'" in said  # it is looked at where a handler would find it
+    encoded = (photo[:16].hex(), b64encode(photo[:15]).decode(), repr(photo[:16])[2:-1])
+    for private in (good, wrong, hash_of(good), habitat, *encoded):
+        assert private not in said
 
 
 def test_tokens_are_long_and_never_the_same() -> None:

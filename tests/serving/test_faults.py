@@ -158,6 +158,20 @@ def test_who_vanishes_in_the_middle_of_a_stream(bundle: Bundle) -> None:
         assert held.localizer.reached == before + 2  # nothing was done for the nineteen that waited
 
 
+def test_who_vanishes_while_answers_wait_for_it(bundle: Bundle) -> None:
+    request = pb.RecognizeRequest(image=PHOTOS["red"], thumbnail_px=512)
+    with running(bundle) as place:
+        callers = [RawCaller(place.address) for _ in range(4)]
+        for caller in callers:
+            caller.begin("StreamRecognize")
+            for number in range(120):
+                caller.send(message(pb.StreamRecognizeRequest(id=str(number), request=request).SerializeToString()))
+        time.sleep(1.0)  # by now more is answered than may be sent to one that does not read
+        for caller in callers:
+            caller.vanish()
+        is_well(place)
+
+
 def test_a_thousand_idle_connections(bundle: Bundle) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * 1000 + 256  # both ends are in this process

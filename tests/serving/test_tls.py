@@ -99,6 +99,8 @@ def damaged(folder: Path, what: str) -> TlsSettings:
         CA.issue_cert("other").private_key_pem.write_to_path(found.key)
     elif what == "no ca":
         found.client_ca.write_text("text")
+    elif what == "a caller as ca":
+        CA.issue_cert("app.example").cert_chain_pems[0].write_to_path(found.client_ca)
     elif what == "passphrase":
         from cryptography.hazmat.primitives import serialization
 
@@ -118,6 +120,7 @@ def damaged(folder: Path, what: str) -> TlsSettings:
         ("passphrase", r"the key without a passphrase"),
         ("expired", r"cert\.pem is not good now: certificate has expired"),
         ("no ca", r"ca\.pem holds no certificate"),
+        ("a caller as ca", r"ca\.pem holds no certificate of an authority"),
     ],
 )
 def test_what_is_wrong_is_said_before_anybody_is_served(what: str, message: str, tmp_path: Path) -> None:
