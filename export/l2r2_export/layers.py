@@ -157,7 +157,7 @@ class _Recording:
 def _sessions(recognizer: Recognizer) -> Iterator[tuple[str, object, str]]:
     """Stage, and the object and attribute that hold its session."""
     for stage in Stage:
-        yield str(stage), recognizer.classifiers[stage], "_session"
+        yield str(stage), recognizer.classifiers[stage], "session"
     localizer = recognizer.localizer
     yield LOCALIZER, localizer, "_session"
     segmenter = getattr(localizer, "_segmenter", None)
