@@ -13,7 +13,7 @@ ROOT = Path("mlruns/bench/venvs")
 PEERS = {
     "litserve": "litserve==0.2.19 python-multipart",  # which its forms need
     "bentoml": "bentoml==1.4.40",
-    "mlserver": "mlserver==1.7.1",
+    "mlserver": "mlserver==1.7.1 uvloop<0.22",  # with which its workers start
     "rayserve": "ray[serve]==2.60.0",
 }
 """Figure's name → what is installed: the newest of each when this was written."""
@@ -42,7 +42,7 @@ def environment(peer: str) -> Path | None:
         except subprocess.CalledProcessError as error:
             lines = [line for line in (error.stderr or error.stdout).splitlines() if line.strip()]
             errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
-            write_text(refused, errors[0] + "\n")
+            write_text(refused, errors[0].partition(" (from versions")[0] + "\n")
         except subprocess.TimeoutExpired:
             write_text(refused, f"pip was not done after {TIMEOUT_S} s\n")
     if refused.is_file():

@@ -31,7 +31,8 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
         order: url (http://HOST:PORT/PATH or grpc://HOST:PORT/PACKAGE.SERVICE/METHOD), content_type, bodies (files),
             callers, seconds.
     Returns:
-        rate (answers a second while all callers asked), latencies of what was answered (seconds), codes.
+        rate (answers a second while all callers asked; of the whole, where those are hardly any), latencies of what
+        was answered (seconds), codes.
     """
     bodies = [Path(path).read_bytes() for path in order["bodies"]]
     asks = _askers(order["url"], order["content_type"], order["callers"])
@@ -56,7 +57,8 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
     # Without the first answer of each caller, and what was answered after the first of them had stopped.
     ends = sorted(start + took for start, took in good)[order["callers"] :]
     ends = [end for end in ends if end <= order["seconds"]]
-    rate = (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else 0.0
+    whole = time.perf_counter() - began
+    rate = (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else len(good) / whole
     codes = Counter(code for *_, code in calls)
     return {"rate": rate, "latencies": sorted(took for _, took in good), "codes": dict(codes)}
 
