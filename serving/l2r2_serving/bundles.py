@@ -171,15 +171,27 @@ def find_bundle(place: str, tracking_uri: str | None = None) -> Bundle:
         ConfigError: a tracking URI for a folder, which needs none.
         ArtifactError: no bundle there, or not a whole and unchanged one.
     """
+    return load_bundle(fetch(place, tracking_uri))
+
+
+def fetch(place: str, tracking_uri: str | None = None) -> Path:
+    """Local folder of a bundle, not yet checked.
+
+    Args:
+        place, tracking_uri: As for `find_bundle`.
+    Raises:
+        ConfigError: a tracking URI for a folder, which needs none.
+        ArtifactError: the registry has no such bundle, or cannot be reached.
+    """
     if place.startswith(REGISTRY):
         from l2r2.tracking import fetch_bundle
 
-        return load_bundle(fetch_bundle(place, tracking_uri))
+        return fetch_bundle(place, tracking_uri)
     if tracking_uri is not None:
         raise ConfigError(
             f"a tracking URI was given for the folder {place}; it belongs to {REGISTRY}NAME@ALIAS, leave it out"
         )
-    return load_bundle(Path(place))
+    return Path(place)
 
 
 def latest(place: str, tracking_uri: str | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +44,10 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Photos recognized at once.", show_default="number of cores")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Server processes on the port (Linux), with their share.", show_default="1"),
+    ] = None,
     max_queue: Annotated[
         int | None,
         typer.Option(min=1, help="Requests in flight; more are refused at once.", show_default="8 × workers"),
@@ -55,6 +59,10 @@ def serve(
         int | None, typer.Option(min=1, max=1024, help="MiB of one message.", show_default="32")
     ] = None,
     reflection: Annotated[bool | None, typer.Option("--reflection", help="Let callers ask for the interface.")] = None,
+    drain_s: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds of NOT_SERVING before calls are refused on a stop.", show_default="0"),
+    ] = None,
     grace_s: Annotated[
         float | None, typer.Option(min=0, help="Seconds that calls in flight get on a stop.", show_default="30")
     ] = None,
@@ -95,10 +103,12 @@ def serve(
         "precision": precision,
         "threads": threads,
         "workers": workers,
+        "processes": processes,
         "max_queue": max_queue,
         "max_per_client": max_per_client,
         "max_message_mb": max_message_mb,
         "reflection": reflection or None,
+        "drain_s": drain_s,
         "grace_s": grace_s,
         "tls.certificate": tls_certificate,
         "tls.key": tls_key,
@@ -118,12 +128,38 @@ def serve(
     if not settings.bundles:
         raise ConfigError("no bundle to serve; give a folder or models:/NAME@ALIAS, or `bundles` in --config")
     with needing_grpc():
-        run(settings)
+        (run if settings.processes == 1 else run_processes)(settings)
 
 
-def run(settings: ServerSettings) -> None:
+def run_processes(settings: ServerSettings) -> None:
+    """Serve from several processes until stopped.
+
+    Raises:
+        As `run`; also ConfigError where a port cannot be shared, BackendError: processes die too often.
+    """
+    import asyncio
+
+    from l2r2_serving.logs import set_up_logging
+    from l2r2_serving.processes import Processes
+
+    set_up_logging(settings.log_format, settings.log_level)
+
+    def ready(line: str) -> None:
+        typer.echo(f"{line}, {settings.processes} processes")
+
+    asyncio.run(Processes(settings, _run_shared).run(ready))
+
+
+def _run_shared(settings: ServerSettings, say: Callable[[str], None]) -> None:
+    run(settings, say, shared_port=True)
+
+
+def run(settings: ServerSettings, say: Callable[[str], None] = typer.echo, *, shared_port: bool = False) -> None:
     """Serve until stopped.
 
+    Args:
+        say: Called with a line once the server is ready.
+        shared_port: As `RecognitionServer`.
     Raises:
         ConfigError, ArtifactError, BackendError: a part cannot be had; nothing listens any more.
     """
@@ -137,7 +173,7 @@ def run(settings: ServerSettings) -> None:
 
     set_up_logging(settings.log_format, settings.log_level)
     require_safe(settings)
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"shared_port": shared_port}
     if settings.tls is not None:
         parts["credentials"] = credentials(settings.tls)
     if settings.tokens is not None:
@@ -149,6 +185,8 @@ def run(settings: ServerSettings) -> None:
         find_bundle(settings.bundles[0], settings.tracking_uri)  # says what is wrong with that
     seen = [latest(*place) for place in places] if settings.watch_s else []
     found = [find_bundle(*place) for place in places]
+    chosen = settings.runtime, settings.precision
+    settings = settings.for_batch(max(bundle.deployment(*chosen).batch for bundle in found))
     observers: list[Observer] = [AccessLog()]
     with ExitStack() as stack:
         on_swap = _metrics(settings, observers, parts, stack) if settings.metrics is not None else None
@@ -167,7 +205,9 @@ def run(settings: ServerSettings) -> None:
                 for bundle, place, version in zip(found, places, seen, strict=True)
             ]
         parts["observer"] = Observers(*observers)
-        asyncio.run(server.serve(found, settings, lambda address: _say(address, found, settings), watchers, **parts))
+        asyncio.run(
+            server.serve(found, settings, lambda address: say(_line(address, found, settings)), watchers, **parts)
+        )
 
 
 def _metrics(settings: ServerSettings, observers: list[Any], parts: dict[str, Any], stack: ExitStack) -> Any:
@@ -182,10 +222,10 @@ def _metrics(settings: ServerSettings, observers: list[Any], parts: dict[str, An
     return lambda name, refused: metrics.swap(name, refused=refused)
 
 
-def _say(address: str, bundles: Sequence[Bundle], settings: ServerSettings) -> None:
+def _line(address: str, bundles: Sequence[Bundle], settings: ServerSettings) -> str:
     names = ", ".join(
         f"bundle {bundle.manifest.name} {bundle.version}, "
         f"{bundle.deployment(settings.runtime, settings.precision).name}"
         for bundle in bundles
     )
-    typer.echo(f"l2r2 serve: ready on {address}, {names}")
+    return f"l2r2 serve: ready on {address}, {names}"

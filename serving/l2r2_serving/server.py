@@ -62,6 +62,7 @@ class RecognitionServer:
         slots: Calls in flight.
         memory: What streams were answered.
         ready: Whether health says SERVING.
+        shared_port: Whether others listen there too.
         port: Where it listens; 0 before `start`.
     """
 
@@ -72,6 +73,7 @@ class RecognitionServer:
         *,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
+        shared_port: bool = False,
     ) -> None:
         """Make the parts; nothing listens yet.
 
@@ -79,10 +81,12 @@ class RecognitionServer:
             observer: Who watches.
             interceptors: Who may refuse a call before it is looked at.
             credentials: Of TLS; None: plain text.
+            shared_port: Other servers of ours listen there too: `processes`.
         """
         self._settings = settings
         self._interceptors = interceptors
         self._credentials = credentials
+        self.shared_port = shared_port
         self._shelf = Shelf()
         self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
         self._health = health.HealthServicer()
@@ -103,13 +107,14 @@ class RecognitionServer:
         return _join(self._settings.host, self.port)
 
     async def start(self) -> None:
-        """Listen; nothing is served yet.
+        """Listen; nothing is served yet, unless `warm_up` came first.
 
         Raises:
             ConfigError: the address cannot be listened on.
         """
         settings = self._settings
-        _check_address(settings.host, settings.port)
+        if not self.shared_port:
+            check_address(settings.host, settings.port)
         limit = settings.max_message_mb * 2**20
         server = grpc.aio.server(
             interceptors=[*self._interceptors, ReadingInterceptor()],
@@ -117,13 +122,14 @@ class RecognitionServer:
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
                 # Otherwise a second server on the same port would silently share its callers.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self.shared_port)),
             ],
             maximum_concurrent_rpcs=2 * settings.slot_count + ARRIVING,
         )
         recognition_pb2_grpc.add_RecognitionServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._stages, server)  # type: ignore[no-untyped-call]
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if not self.ready:
+            await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         health_names = _add_health(self._health, server)
         if settings.reflection:
             _add_reflection([SERVICE, KSERVE, *health_names], server)
@@ -187,14 +193,16 @@ class RecognitionServer:
         self._shelf.put(opened)
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Take no more calls, let those in flight finish, then leave.
+        """Say NOT_SERVING, after `drain_s` take no more calls, let those in flight finish, then leave.
 
         Args:
             grace_s: How long they get; None: as the settings say.
         """
         grace = self._settings.grace_s if grace_s is None else grace_s
-        self.ready = False
+        was_ready, self.ready = self.ready, False
         await self._health.enter_graceful_shutdown()
+        if was_ready:
+            await asyncio.sleep(self._settings.drain_s)
         self._service.stop()
         if self._server is not None:
             stopping = asyncio.create_task(self._server.stop(grace))
@@ -244,13 +252,16 @@ async def serve(
         loop.add_signal_handler(name, ask)
     server = RecognitionServer(settings, **parts)
     made(server)
-    await server.start()
+    if not server.shared_port:  # otherwise callers would come here who are answered elsewhere
+        await server.start()
     warming = asyncio.create_task(server.warm_up(*bundles))
     stopping = asyncio.create_task(asked.wait())
     try:
         await asyncio.wait({warming, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if warming.done():
             warming.result()
+            if server.shared_port:
+                await server.start()
             ready(server.address)
             watching = [asyncio.create_task(watcher.run(server)) for watcher in watchers]
             await stopping
@@ -270,8 +281,12 @@ def _give_back() -> None:
         trim(0)
 
 
-def _check_address(host: str, port: int) -> None:
-    """Try the address first: gRPC would say the reason to its own log and not to us."""
+def check_address(host: str, port: int) -> None:
+    """Try the address first: gRPC would say the reason to its own log and not to us.
+
+    Raises:
+        ConfigError: it cannot be listened on.
+    """
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:

@@ -51,7 +51,11 @@ class ServerSettings(Settings):
     port: int = Field(50051, ge=0, le=65535)
     """0: a free one."""
     workers: int | None = Field(None, ge=1, le=1024)
-    """Photographs recognized at once; None: one a core, the fastest where each inference has one thread."""
+    """Photographs recognized at once; None: one a core, the fastest where each inference has one thread, or twice the
+    deployment's batch where that is more: one batch gathers while another runs."""
+    processes: int = Field(1, ge=1, le=64)
+    """Server processes on the port (Linux); `l2r2_serving.processes` says when several help. `workers` is of each, its
+    default a share of the cores."""
     runtime: str | None = None
     """Of the bundle's deployments; None: the one that serves."""
     precision: str | None = None
@@ -86,12 +90,21 @@ class ServerSettings(Settings):
     """Where models:/ is; None: as MLflow is configured."""
     watch_s: float = Field(0.0, ge=0)
     """Seconds between looks for a new version of each bundle; 0: none is looked for."""
+    drain_s: float = Field(0.0, ge=0)
+    """Seconds, once the server is asked to stop, in which health says NOT_SERVING and calls are still taken: what load
+    balancers need to look elsewhere. Before `grace_s`."""
     grace_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get once the server is asked to stop; what Kubernetes waits, too."""
 
     @property
     def worker_count(self) -> int:
-        return self.workers or available_cores()
+        return self.workers or max(1, available_cores() // self.processes)
+
+    def for_batch(self, batch: int) -> ServerSettings:
+        """These settings with workers enough for a deployment's batch, unless they say how many."""
+        if self.workers is not None or batch == 1:
+            return self
+        return self.model_copy(update={"workers": max(self.worker_count, 2 * batch)})
 
     @property
     def slot_count(self) -> int:

@@ -7,9 +7,11 @@ import logging
 import random
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
+from l2r2.bundle import load_bundle
 from l2r2.errors import ConfigError, L2R2Error
-from l2r2_serving.bundles import OpenBundle, find_bundle, latest
+from l2r2_serving.bundles import OpenBundle, fetch, latest
 from l2r2_serving.server import RecognitionServer
 
 JITTER = 0.2
@@ -25,7 +27,7 @@ class BundleWatcher:
     """Looks at one place again and again.
 
     A version that cannot be loaded, fails when it is warmed or has another name is refused: the old one serves on, and
-    the same version is not tried again. A registry that cannot be reached is asked again later.
+    the same version is not tried again. A registry that cannot be reached, or gives no whole download, is asked again.
     """
 
     def __init__(
@@ -61,14 +63,15 @@ class BundleWatcher:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(pool, latest, self._place, self._tracking_uri)
+            if found == self._seen:
+                return
+            folder = await loop.run_in_executor(pool, fetch, self._place, self._tracking_uri)
         except L2R2Error as error:
             _log.warning("%s cannot be looked at, the bundle serves on: %s", self._place, error)
             return
-        if found == self._seen:
-            return
         self._seen = found  # whatever comes of it, it is not tried twice
         try:
-            opened = await loop.run_in_executor(pool, self._load, server)
+            opened = await loop.run_in_executor(pool, self._load, server, folder)
         except Exception as error:  # noqa: BLE001  an edge: whatever is wrong with it, the old one serves on
             _log.error("%s: the new version is refused, the old one serves on: %s", self._place, error)
             self._on_swap(self._name, True)
@@ -77,8 +80,8 @@ class BundleWatcher:
         _log.warning("%s: bundle %s %s serves from now on", self._place, opened.name, opened.version)
         self._on_swap(self._name, False)
 
-    def _load(self, server: RecognitionServer) -> OpenBundle:
-        bundle = find_bundle(self._place, self._tracking_uri)
+    def _load(self, server: RecognitionServer, folder: Path) -> OpenBundle:
+        bundle = load_bundle(folder)
         if bundle.manifest.name != self._name:
             raise ConfigError(f"it is named {bundle.manifest.name!r}; expected {self._name!r}, which callers ask for")
         opened = server.open(bundle)

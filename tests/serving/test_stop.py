@@ -72,6 +72,18 @@ def test_in_flight_is_answered_and_new_is_refused(bundle: Bundle) -> None:
         stopping.result(PATIENCE_S)
 
 
+def test_health_says_so_before_calls_are_refused(bundle: Bundle) -> None:
+    with running(bundle, drain_s=1.0) as place, place.channel() as channel, place.stub() as stub:
+        health = health_pb2_grpc.HealthStub(channel)
+        stopping = asyncio.run_coroutine_threadsafe(place.server.stop(), place.loop)
+        request = health_pb2.HealthCheckRequest(service="")
+        eventually(lambda: health.Check(request).status == health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
+        assert not stopping.done()
+        stopping.result(PATIENCE_S)
+        assert _refuses(place.address)
+
+
 def test_what_outlasts_the_grace_is_cut_off(bundle: Bundle) -> None:
     held = ChangedBundle(bundle, GatedLocalizer)
     with running(held, workers=1) as place, place.stub() as stub:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from l2r2.bundle import Bundle, load_bundle
 from l2r2.errors import ConfigError
-from l2r2_serving.bundles import latest
+from l2r2.tracking import Store
+from l2r2_serving.bundles import find_bundle, latest
 from l2r2_serving.errors import UnknownBundle
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.watching import BundleWatcher
@@ -136,6 +138,44 @@ def test_swapped_fifty_times_under_load_no_call_fails(versions: list[Bundle], tm
         assert watched.swaps == [("tiny", False)] * 50
         assert set(seen) == {version.version for version in versions}
         assert len(seen) > 100
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A real registry. MLflow keeps the last one in a global and in the environment."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    yield Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.slow
+def test_an_alias_that_moves_is_followed(versions: list[Bundle], store: Store, tmp_path: Path) -> None:
+    alias, swaps = "models:/tiny@champion", []
+
+    def register(bundle: Bundle) -> None:
+        with store.run("tests", "a run", {}) as run:
+            store.register(bundle, run.id, "tiny")
+
+    register(versions[0])
+    watcher = BundleWatcher("tiny", alias, store.uri, 0.01, latest(alias, store.uri), lambda *swap: swaps.append(swap))
+    with running(find_bundle(alias, store.uri)) as place:
+        look(watcher, place)
+        assert (version_of(place), swaps) == (versions[0].version, [])
+        register(versions[1])
+        kept = store.fetch(alias)
+        away = kept.rename(tmp_path / "away")  # the registry knows the version, but it cannot be fetched now
+        look(watcher, place)
+        assert (version_of(place), swaps) == (versions[0].version, [])
+        away.rename(kept)
+        look(watcher, place)
+        assert (version_of(place), swaps) == (versions[1].version, [("tiny", False)])
+        store.client.set_registered_model_alias("tiny", "champion", "1")
+        look(watcher, place)
+        assert (version_of(place), swaps) == (versions[0].version, [("tiny", False)] * 2)
+        store.client.delete_registered_model_alias("tiny", "champion")
+        look(watcher, place)
+        assert (version_of(place), swaps) == (versions[0].version, [("tiny", False)] * 2)
 
 
 def test_it_looks_by_itself(versions: list[Bundle], tmp_path: Path) -> None:
