@@ -14,6 +14,7 @@ import typer
 from l2r2.errors import ImageError, L2R2Error, ServingError
 from l2r2.types import Metadata, make_metadata
 from l2r2_serving.answer import Answer
+from l2r2_serving.console_command import console
 from l2r2_serving.limits import DEFAULT_TOP_K, MAX_TOP_K
 from l2r2_serving.needing import needing_grpc
 from l2r2_serving.serve_command import serve
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(recognize)
     app.command("token")(make_token)
+    app.command()(console)
 
 
 def recognize(
