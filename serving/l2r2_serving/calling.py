@@ -16,6 +16,7 @@ from l2r2.errors import ConfigError, DeadlinePassed, InputError, L2R2Error, Serv
 from l2r2_serving.answer import Answer
 from l2r2_serving.callers import REQUEST_ID
 from l2r2_serving.convert import to_answer
+from l2r2_serving.errors import NotReady
 from l2r2_serving.limits import MAX_MESSAGE_MB
 from l2r2_serving.status import error_of, read_details
 from l2r2_serving.tls import is_loopback
@@ -31,7 +32,8 @@ KEEPALIVE_S = 60.0
 """After so long without a sign of life a connection is asked for one, so that a dead one is noticed."""
 
 HEALING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
-"""Codes that another try may not meet. A deadline that passed is the caller's own; others would only be said again."""
+"""Codes that another try may not meet; of a server that is still warming up the error tells. A deadline that passed is
+the caller's own; others would only be said again."""
 
 CUT_SHORT = "Internal error from Core"
 """What gRPC's asyncio client says of a message that a broken connection cut short, as INTERNAL; seen in 1.85."""
@@ -251,7 +253,7 @@ class Trying:
         self._tried += 1
         left = self.left_s()
         if (
-            not (error.code() in HEALING or error.details() == CUT_SHORT)
+            not (error.code() in HEALING or error.details() == CUT_SHORT or isinstance(meaning, NotReady))
             or isinstance(meaning, InputError)
             or self._tried > self._retries.most
             or (left is not None and wait >= left)

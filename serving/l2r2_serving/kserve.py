@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
-
-import grpc
+from typing import TypeVar
 
 from l2r2 import __version__
 from l2r2_serving.bundles import Shelf
-from l2r2_serving.callers import REQUEST_ID, begun
+from l2r2_serving.calls import Calls, Context, deadline_of
 from l2r2_serving.deadline import Deadline
 from l2r2_serving.engine import Engine
 from l2r2_serving.errors import NotReady, UnknownBundle
 from l2r2_serving.inference import grpc_predict_v2_pb2 as pb
 from l2r2_serving.inference import grpc_predict_v2_pb2_grpc
 from l2r2_serving.kserve_models import StageModel, Tensor, models_of, read_feed, read_wanted, to_response
-from l2r2_serving.observing import Call, Nobody, Observer
-from l2r2_serving.status import DETAILS_KEY, grpc_code_of, status_of
+from l2r2_serving.observing import Nobody, Observer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 """inference.GRPCInferenceService"""
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 
 class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
@@ -49,7 +40,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self._shelf = shelf
         self._slots = engine.slots
         self._pool = pool
-        self._observer = observer or Nobody()
+        self._calls = Calls(SERVICE, observer or Nobody())
         self._outputs: dict[tuple[str, str], tuple[Tensor, ...]] = {}
 
     async def ServerLive(  # noqa: N802  the method's name on the wire
@@ -58,7 +49,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,
     ) -> pb.ServerLiveResponse:
         """Whoever answers is alive."""
-        async with self._call("ServerLive", context):
+        async with self._calls.answering("ServerLive", context):
             return pb.ServerLiveResponse(live=True)
         raise AssertionError("refusing ends the call")
 
@@ -68,7 +59,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,
     ) -> pb.ServerReadyResponse:
         """Whether a bundle is served."""
-        async with self._call("ServerReady", context):
+        async with self._calls.answering("ServerReady", context):
             return pb.ServerReadyResponse(ready=bool(self._shelf.all()))
         raise AssertionError("refusing ends the call")
 
@@ -76,7 +67,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         """Whether a model is served; no is an answer."""
-        async with self._call("ModelReady", context):
+        async with self._calls.answering("ModelReady", context):
             try:
                 self._find(request.name, request.version)
             except (NotReady, UnknownBundle):
@@ -90,7 +81,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,
     ) -> pb.ServerMetadataResponse:
         """Name and version of the software."""
-        async with self._call("ServerMetadata", context):
+        async with self._calls.answering("ServerMetadata", context):
             return pb.ServerMetadataResponse(name="l2r2", version=__version__)
         raise AssertionError("refusing ends the call")
 
@@ -98,12 +89,12 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         """The tensors of a model; what it gives is measured, once."""
-        async with self._call("ModelMetadata", context) as call:
+        async with self._calls.answering("ModelMetadata", context) as call:
             model = self._find(request.name, request.version)
             outputs = self._outputs.get(model.key)
             if outputs is None:
                 with self._slots.take(call.caller):
-                    outputs = await self._run(model.measure, _deadline(context))
+                    outputs = await self._run(model.measure, deadline_of(context))
                 served = {each.version for each in self._shelf.all()}
                 kept = {key: known for key, known in self._outputs.items() if key[1] in served}
                 self._outputs = {**kept, model.key: outputs}
@@ -120,9 +111,9 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Run a model once."""
-        async with self._call("ModelInfer", context) as call:
+        async with self._calls.answering("ModelInfer", context) as call:
             model = self._find(request.model_name, request.model_version)
-            deadline = _deadline(context)
+            deadline = deadline_of(context)
 
             def work() -> pb.ModelInferResponse:
                 feed, wanted = read_feed(model, request), read_wanted(model, request)
@@ -164,32 +155,6 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
             deadline.gone = True
             raise
 
-    @asynccontextmanager
-    async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """End the call with a status if anything goes wrong inside, and tell whoever watches."""
-        call = begun(f"{SERVICE}/{method}", context)
-        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
-        call.code = "OK"
-        try:
-            yield call
-        except asyncio.CancelledError:
-            call.code = "CANCELLED"
-            raise
-        except Exception as error:  # noqa: BLE001  an edge: whatever happens, the caller gets a status
-            code, status = grpc_code_of(error), status_of(error)
-            call.code = code.name
-            if code is grpc.StatusCode.INTERNAL:
-                _log.error("request %s failed: %s", call.request_id, type(error).__name__, exc_info=error)
-            await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
-        finally:
-            call.ended_ns = time.time_ns()
-            self._observer.call(call)
-
 
 def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-
-
-def _deadline(context: Context) -> Deadline:
-    left = context.time_remaining()
-    return Deadline(None if left is None else time.monotonic() + float(left))

@@ -1,18 +1,13 @@
-"""The servicer: methods of `l2r2.v1.RecognitionService`, admission and statuses."""
+"""The servicer: methods of `l2r2.v1.RecognitionService`, and admission."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Any
 
 from l2r2.errors import ServingError
-from l2r2_serving.callers import REQUEST_ID, begun
+from l2r2_serving.calls import Calls, Context, deadline_of, log_if_ours, write
 from l2r2_serving.convert import check_batch, check_item
 from l2r2_serving.deadline import Deadline
 from l2r2_serving.describe import describe, info
@@ -21,16 +16,12 @@ from l2r2_serving.limits import MAX_ID_CHARS
 from l2r2_serving.memory import Memory, item_status, outcome
 from l2r2_serving.observing import Call, Item, Observer
 from l2r2_serving.reading import Unreadable
-from l2r2_serving.status import DETAILS_KEY, FieldError, code_of, status_of
+from l2r2_serving.status import FieldError
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RecognitionService"].full_name
 """l2r2.v1.RecognitionService"""
-
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-_log = logging.getLogger(__name__)
 
 
 class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
@@ -45,6 +36,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self._engine = engine
         self._memory = memory
         self._observer = observer
+        self._calls = Calls(SERVICE, observer)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -55,20 +47,20 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self, request: pb.RecognizeRequest, context: Context
     ) -> pb.RecognizeResponse:
         """Answer one request."""
-        async with self._call("Recognize", context) as call:
+        async with self._calls.answering("Recognize", context) as call:
             with self._engine.slots.take(call.caller):
-                return await self._engine.answer(request, _deadline(context), call)
+                return await self._engine.answer(request, deadline_of(context), call)
         raise AssertionError("refusing ends the call")
 
     async def BatchRecognize(  # noqa: N802
         self, request: pb.BatchRecognizeRequest, context: Context
     ) -> pb.BatchRecognizeResponse:
         """Answer each request of a batch, in order; one that fails does not lose the others."""
-        async with self._call("BatchRecognize", context) as call:
+        async with self._calls.answering("BatchRecognize", context) as call:
             check_batch(request)
             self._engine.shelf.require_any()
             with self._engine.slots.take(call.caller):
-                return pb.BatchRecognizeResponse(results=await self._answer_each(request, _deadline(context), call))
+                return pb.BatchRecognizeResponse(results=await self._answer_each(request, deadline_of(context), call))
         raise AssertionError("refusing ends the call")
 
     async def StreamRecognize(self, _requests: object, context: Context) -> None:  # noqa: N802
@@ -76,15 +68,15 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
 
         An item is read only when another was answered and taken: a caller that reads slowly is read slowly.
         """
-        async with self._call("StreamRecognize", context) as call:
+        async with self._calls.answering("StreamRecognize", context) as call:
             self._engine.shelf.require_any()
-            deadline = _deadline(context)
+            deadline = deadline_of(context)
             window, writing = asyncio.Semaphore(2 * self._engine.workers), asyncio.Lock()
 
             async def answer(item: pb.StreamRecognizeRequest) -> None:
                 response = await self._answer_item(item, deadline, call)
                 async with writing:
-                    await context.write(response)
+                    await write(context, response)
                 window.release()
 
             try:
@@ -105,7 +97,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self, request: pb.GetBundleRequest, context: Context
     ) -> pb.GetBundleResponse:
         """Describe a bundle."""
-        async with self._call("GetBundle", context):
+        async with self._calls.answering("GetBundle", context):
             return pb.GetBundleResponse(bundle=describe(self._engine.shelf.find(request.name)))
         raise AssertionError("refusing ends the call")
 
@@ -115,7 +107,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         context: Context,
     ) -> pb.ListBundlesResponse:
         """Name what is served."""
-        async with self._call("ListBundles", context):
+        async with self._calls.answering("ListBundles", context):
             return pb.ListBundlesResponse(bundles=[info(opened) for opened in self._engine.shelf.all()])
         raise AssertionError("refusing ends the call")
 
@@ -130,7 +122,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
                 try:
                     result.response.CopyFrom(await self._engine.answer(item, deadline, call))
                 except Exception as error:  # noqa: BLE001  an edge: the others of the batch must be answered
-                    _log_if_ours(error, call)
+                    log_if_ours(error, call)
                     result.status.CopyFrom(item_status(error))
 
         async with asyncio.TaskGroup() as group:
@@ -158,30 +150,6 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
             self._observer.item(call, again)
         return response
 
-    @asynccontextmanager
-    async def _call(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """End the call with a status if anything goes wrong inside, and tell whoever watches."""
-        call = begun(f"{SERVICE}/{method}", context)
-        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
-        call.code = "OK"
-        try:
-            yield call
-        except asyncio.CancelledError:
-            call.code = "CANCELLED"
-            raise
-        except Exception as error:  # noqa: BLE001  an edge: whatever happens, the caller gets a status
-            reasons = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
-            status = status_of(next((each for each in reasons if isinstance(each, Exception)), ServingError("stopped")))
-            call.code = _CODES[status.code].name
-            _log_if_ours(error, call)
-            await context.abort(_CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
-        finally:
-            call.ended_ns = time.time_ns()
-            self._observer.call(call)
-
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-
 
 async def _first(wanted: Any, stopping: Any) -> Any:
     """What the first gives; None where the second is sooner."""
@@ -192,14 +160,3 @@ async def _first(wanted: Any, stopping: Any) -> Any:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _log_if_ours(error: Exception, call: Call) -> None:
-    """A caller's mistake is not logged; ours is, with its traceback and nothing of what was sent."""
-    if not isinstance(error, FieldError) and code_of(type(error)) is grpc.StatusCode.INTERNAL:
-        _log.error("request %s failed: %s", call.request_id, type(error).__name__, exc_info=error)
-
-
-def _deadline(context: Context) -> Deadline:
-    left = context.time_remaining()
-    return Deadline(None if left is None else time.monotonic() + float(left))
