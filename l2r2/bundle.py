@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from zipfile import BadZipFile
@@ -34,7 +35,7 @@ from l2r2.manifest import MANIFEST, REFERENCE, Deployment, Manifest, Model, Poli
 from l2r2.priors import Priors
 from l2r2.recognizer import Recognizer
 from l2r2.runtimes import RuntimeSession, ShapeProfile, open_session
-from l2r2.runtimes.batching import BatchingSession
+from l2r2.runtimes.batching import BatchingSession, Ran
 from l2r2.runtimes.processor import saturates
 from l2r2.runtimes.sessions import ENGINES as BUILT_AHEAD
 from l2r2.runtimes.sessions import check_names
@@ -109,21 +110,25 @@ class Bundle:
         threads: int | None = None,
         *,
         uncertified: bool = False,
+        ran: Ran | None = None,
     ) -> Recognizer:
         """Load every model of a deployment.
 
         Args:
             runtime, precision, uncertified: As for `deployment`.
             threads: Of one inference; None: the deployment's.
+            ran: As for `open`.
         Raises:
             ConfigError: there is no such deployment.
             BackendMissing, BackendError, ArtifactError: from the runtime or the tables.
         """
-        return self.open(self.deployment(runtime, precision, uncertified=uncertified), threads)
+        return self.open(self.deployment(runtime, precision, uncertified=uncertified), threads, ran)
 
-    def open(self, deployment: Deployment, threads: int | None = None) -> Recognizer:
+    def open(self, deployment: Deployment, threads: int | None = None, ran: Ran | None = None) -> Recognizer:
         """Load every model of a deployment whose files are in this folder.
 
+        Args:
+            ran: Told, where calls of several threads are joined, of each inference its stage and photographs.
         Raises:
             BackendMissing, BackendError, ArtifactError: from the runtime or the tables.
         """
@@ -132,8 +137,8 @@ class Bundle:
         # The localizer, the dearest, beside the others: compiling is most of the time until a service is ready.
         first, *others = deployment.models
         with ThreadPoolExecutor(1) as pool:
-            beside = [pool.submit(self._session, deployment, stage, threads) for stage in others]
-            sessions = {first: self._session(deployment, first, threads)}
+            beside = [pool.submit(self._session, deployment, stage, threads, ran) for stage in others]
+            sessions = {first: self._session(deployment, first, threads, ran)}
             sessions |= {stage: each.result() for stage, each in zip(others, beside, strict=True)}
         digests = {stage: manifest.files[model.file] for stage, model in deployment.models.items()}
         return Recognizer(
@@ -160,7 +165,7 @@ class Bundle:
         prior = self.manifest.prior
         return Priors.load(self.folder / "priors.parquet", prior.alpha, prior.strength, prior.cap)
 
-    def _session(self, deployment: Deployment, stage: str, threads: int | None) -> RuntimeSession:
+    def _session(self, deployment: Deployment, stage: str, threads: int | None, ran: Ran | None) -> RuntimeSession:
         model, manifest = deployment.models[stage], self.manifest
         session = open_session(
             self.folder / model.file,
@@ -171,7 +176,9 @@ class Bundle:
             cache=_engines_of(self.folder, deployment),
             profile=ShapeProfile(model.shapes) if model.shapes else None,
         )
-        return session if deployment.batch == 1 else BatchingSession(session, deployment.batch)
+        if deployment.batch == 1:
+            return session
+        return BatchingSession(session, deployment.batch, None if ran is None else partial(ran, stage))
 
     def _plain(self, runtime: str, precision: str) -> Deployment | None:
         check_names(runtime, precision)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import TypeAlias
 
 import numpy as np
 
 from l2r2.runtimes.sessions import RuntimeSession
 
 Tensors = Mapping[str, np.ndarray]
+
+Ran: TypeAlias = Callable[[str, int], None]
+"""Told of each inference its stage and how many photographs it had, in whichever thread ran it; may not raise."""
 
 
 class BatchingSession:
@@ -21,14 +25,15 @@ class BatchingSession:
     gathered. One caller alone is as quick as without; the busier the device, the larger the batches.
     """
 
-    def __init__(self, session: RuntimeSession, largest: int) -> None:
+    def __init__(self, session: RuntimeSession, largest: int, ran: Callable[[int], None] | None = None) -> None:
         """Store the parts.
 
         Args:
             session: Takes any number up to `largest` along the first axis of each tensor.
             largest: Photographs of one inference, at least 1; a call with more runs alone, as it is.
+            ran: As `Ran`, of this stage.
         """
-        self._session, self._largest = session, largest
+        self._session, self._largest, self._ran = session, largest, ran
         self._gathered: deque[tuple[Tensors, Future[Tensors]]] = deque()
         self._gathering, self._running = threading.Lock(), threading.Lock()
 
@@ -72,6 +77,8 @@ class BatchingSession:
             for _, future in together:
                 future.set_exception(error)
             return
+        if self._ran is not None:
+            self._ran(sum(map(_count, feeds)))
         start = 0
         for feed, future in together:
             end = start + _count(feed)

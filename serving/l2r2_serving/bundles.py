@@ -14,6 +14,7 @@ from l2r2.errors import ArtifactError, ConfigError, InputError
 from l2r2.images import Photograph
 from l2r2.manifest import MANIFEST, Manifest
 from l2r2.recognizer import Recognizer
+from l2r2.runtimes.batching import Ran
 from l2r2.types import Metadata, Pixels, Prediction, Region
 from l2r2_serving.answer import Answer, Options
 from l2r2_serving.deadline import Allowance, Costs, Deadline
@@ -214,16 +215,21 @@ def latest(place: str, tracking_uri: str | None = None) -> str:
 
 
 def open_bundle(
-    bundle: Bundle, runtime: str | None = None, precision: str | None = None, threads: int | None = None
+    bundle: Bundle,
+    runtime: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    ran: Ran | None = None,
 ) -> OpenBundle:
     """Load every model of a checked bundle; seconds.
 
     Args:
         runtime, precision, threads: As `Bundle.recognizer`; None: as the bundle says.
+        ran: Told of inferences that join the calls of several threads.
     Raises:
         ConfigError, BackendMissing, BackendError, ArtifactError: as `Bundle.recognizer`.
     """
-    recognizer = bundle.recognizer(runtime, precision, threads)
+    recognizer = bundle.recognizer(runtime, precision, threads, ran=ran)
     deployment = bundle.deployment(runtime, precision).name
     return OpenBundle(bundle.manifest.name, bundle.version, recognizer, bundle.manifest, deployment)
 

@@ -218,7 +218,7 @@ def _metrics(settings: ServerSettings, observers: list[Any], parts: dict[str, An
     metrics = Metrics()
     observers.append(metrics)
     stack.enter_context(Exposition(metrics, settings.metrics.host, settings.metrics.port))
-    parts["made"] = metrics.follow
+    parts |= {"made": metrics.follow, "ran": metrics.inference}
     return lambda name, refused: metrics.swap(name, refused=refused)
 
 

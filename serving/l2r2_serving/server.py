@@ -20,6 +20,7 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined, un
 
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
+from l2r2.runtimes.batching import Ran
 from l2r2_serving.bundles import OpenBundle, Shelf, open_bundle
 from l2r2_serving.engine import Engine
 from l2r2_serving.inference import grpc_predict_v2_pb2_grpc
@@ -74,6 +75,7 @@ class RecognitionServer:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         credentials: grpc.ServerCredentials | None = None,
         shared_port: bool = False,
+        ran: Ran | None = None,
     ) -> None:
         """Make the parts; nothing listens yet.
 
@@ -82,11 +84,13 @@ class RecognitionServer:
             interceptors: Who may refuse a call before it is looked at.
             credentials: Of TLS; None: plain text.
             shared_port: Other servers of ours listen there too: `processes`.
+            ran: Told of inferences that join the calls of several threads.
         """
         self._settings = settings
         self._interceptors = interceptors
         self._credentials = credentials
         self.shared_port = shared_port
+        self._ran = ran
         self._shelf = Shelf()
         self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
         self._health = health.HealthServicer()
@@ -183,7 +187,8 @@ class RecognitionServer:
         Raises:
             As `open_bundle`.
         """
-        return open_bundle(bundle, self._settings.runtime, self._settings.precision, self._settings.threads)
+        settings = self._settings
+        return open_bundle(bundle, settings.runtime, settings.precision, settings.threads, self._ran)
 
     def put(self, opened: OpenBundle) -> None:
         """Serve a warm bundle from the next call on, in place of another of its name; in the event loop.

@@ -21,6 +21,9 @@ from l2r2_serving.server import RecognitionServer
 from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2_grpc
 
+PARTS = ("observer", "interceptors", "credentials", "ran")
+"""Of `RecognitionServer`'s constructor."""
+
 PATIENCE_S = 30.0
 """How long a test waits for what must happen; never a measure of speed."""
 
@@ -59,7 +62,9 @@ class Running:
 @contextmanager
 def running(*bundles: Any, warm: bool = True, **settings: Any) -> Iterator[Running]:
     """Serve bundles on a free port until the block ends; `settings` are the server's, or parts of its constructor."""
-    parts = {name: settings.pop(name) for name in ("observer", "interceptors", "credentials") if name in settings}
+    parts = {
+        name: settings.pop(name) for name in ("observer", "interceptors", "credentials", "ran") if name in settings
+    }
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server-loop")
     thread.start()
@@ -131,5 +136,5 @@ class ChangedBundle:
     def deployment(self, *_chosen: object) -> Deployment:
         return self.manifest.reference
 
-    def recognizer(self, *_chosen: object) -> Recognizer:
+    def recognizer(self, *_chosen: object, **_more: object) -> Recognizer:
         return replace(self._recognizer, localizer=self.localizer)

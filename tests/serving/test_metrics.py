@@ -5,6 +5,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,20 @@ def test_photographs_calls_and_what_happened_to_them(place: Running, metrics: Me
     assert value(metrics, "step_seconds_count", bundle="tiny", step="locate") == 8
     assert value(metrics, "queue_seconds_count") == 9
     assert value(metrics, "confidence_count", bundle="tiny") == 8
+
+
+def test_photographs_of_inferences_that_join_several_calls(bundle: Bundle, metrics: Metrics) -> None:
+    joining = bundle.manifest.reference.model_copy(update={"batch": 4})
+    batched = replace(bundle, manifest=bundle.manifest.model_copy(update={"deployments": (joining,)}))
+    with running(batched, observer=metrics, ran=metrics.inference, workers=4) as found, found.stub() as stub:
+        began = value(metrics, "inference_photographs_sum", stage="FG")
+        for call in [stub.Recognize.future(photo()) for _ in range(16)]:
+            call.result()
+        assert value(metrics, "inference_photographs_sum", stage="FG") == began + 16
+    assert value(metrics, "inference_photographs_count", stage="localizer") > 0
+    assert value(metrics, "inference_photographs_bucket", stage="FG", le="4.0") == value(
+        metrics, "inference_photographs_count", stage="FG"
+    )
 
 
 def test_callers_cannot_multiply_labels(place: Running, metrics: Metrics) -> None:
