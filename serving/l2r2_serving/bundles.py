@@ -13,7 +13,7 @@ from l2r2.bundle import Bundle, load_bundle
 from l2r2.errors import ArtifactError, ConfigError, InputError
 from l2r2.images import Photograph
 from l2r2.manifest import MANIFEST, Manifest
-from l2r2.recognizer import Recognizer
+from l2r2.recognizer import Recognizer, locating_scale
 from l2r2.runtimes.batching import Ran
 from l2r2.types import Metadata, Pixels, Prediction, Region
 from l2r2_serving.answer import Answer, Options
@@ -68,10 +68,7 @@ class OpenBundle:
         deadline = deadline or Deadline()
         deadline.require()
         photo = Photograph(data, self.manifest.images)
-        began = time.perf_counter()
-        regions = self._regions(photo, options)
-        located = regions is not None and options.box is None and not options.crop
-        locating = {"locate": 1000 * (time.perf_counter() - began)} if located else {}
+        regions, locating = self._regions(photo, options)
         predictions = self.recognizer.recognize(
             [photo] * (1 if regions is None else len(regions)),
             [metadata] * (1 if regions is None else len(regions)),
@@ -97,19 +94,25 @@ class OpenBundle:
             thumbnails=tuple(thumbnails),
         )
 
-    def _regions(self, photo: Photograph, options: Options) -> list[Region | None] | None:
-        """Where the foregrounds are, if the caller says so or wants it otherwise than the recognizer's own way."""
+    def _regions(self, photo: Photograph, options: Options) -> tuple[list[Region | None] | None, dict[str, float]]:
+        """Where the foregrounds are, if the caller says so or wants it otherwise than the recognizer's own way; and the
+        milliseconds that it took to decode and to look.
+        """
         width, height = photo.size_px
         if options.crop:
-            return [Region((0.0, 0.0, float(width), float(height)), 1.0)]
+            return [Region((0.0, 0.0, float(width), float(height)), 1.0)], {}
         if options.box is not None:
-            return [_inside(options.box, width, height, normalized=options.box_normalized)]
+            return [_inside(options.box, width, height, normalized=options.box_normalized)], {}
         if options.max_detections > 1 or options.localizer_threshold is not None or options.mask:
+            began = time.perf_counter()
+            photo.at(locating_scale(self.recognizer.localizer, photo))
+            decoded = time.perf_counter()
             found: list[Region | None] = self.recognizer.detect(
                 photo, options.max_detections, options.localizer_threshold, masks=options.mask
             )
-            return found
-        return None
+            located = time.perf_counter()
+            return found, {"decode": 1000 * (decoded - began), "locate": 1000 * (located - decoded)}
+        return None, {}
 
     def warm_up(self) -> None:
         """Run every model once, so that no caller pays for first-use allocations, and learn what FULL costs.
@@ -248,16 +251,15 @@ def _inside(box: tuple[float, float, float, float], width: int, height: int, *, 
 
 
 def _told(prediction: Prediction, options: Options, locating: Mapping[str, float]) -> Prediction:
-    """Without what was not asked for, and with the time that locating took, decoding first."""
-    own = dict(prediction.latency_ms)
-    decode = {"decode": own.pop("decode")} if "decode" in own else {}
+    """Without what was not asked for, and with what was done before; a step done twice counts as one."""
+    own = prediction.latency_ms
     region = prediction.region
     return replace(
         prediction,
         region=region if region is None or options.mask else replace(region, mask=None),
         explanation=prediction.explanation if options.explanation else None,
         prediction_set=prediction.prediction_set if options.prediction_set else None,
-        latency_ms={**decode, **locating, **own},
+        latency_ms={**locating, **{step: ms + locating.get(step, 0.0) for step, ms in own.items()}},
     )
 
 

@@ -51,6 +51,13 @@ def size_of(data: bytes) -> tuple[int, int]:
         return image.size
 
 
+def test_decoding_and_locating_are_told_apart_where_the_caller_chooses(opened: OpenBundle) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    steps = opened.answer(encode(noise), {}, 1, Options(mask=True)).prediction.latency_ms
+    assert list(steps)[:2] == ["decode", "locate"]
+    assert steps["decode"] > 5  # no machine decodes nine megabytes of PNG in less
+
+
 def test_each_thing_is_answered_where_several_were_asked_for(served: Running) -> None:
     response = ask(served, two_things(), max_detections=5)
     assert [each.candidates[0].name for each in response.detections] == ["red", "blue"]
