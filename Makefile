@@ -10,7 +10,7 @@ export TRANSFORMERS_OFFLINE := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: setup demo test bench gpu lint format proto clean
+.PHONY: setup demo test bench gpu audit lint format proto clean
 
 setup: $(READY)
 
@@ -41,6 +41,9 @@ bench: $(READY)
 
 gpu: $(READY)
 	BIN=$(BIN) export/gpu.sh
+
+audit: $(READY)
+	$(BIN)/python -m tests.repo.audit
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,24 +1,32 @@
-"""Who may call what: bearer tokens, whose hashes alone are kept.
+"""Who may call what: bearer tokens, whose hashes alone are kept, and client certificates.
 
 A token is 32 random bytes, so that a plain SHA-256 of it gives nothing away: nobody guesses it, and no slow hash is
-needed. The file is TOML, a section a caller:
+needed. A certificate is known by the name that its authority vouches for, not by its fingerprint: so it is still known
+when it is renewed, which short-lived ones are daily. The file is TOML, a section a caller:
 
     [tokens.herbarium-app]
     sha256 = "9f86d0…"
     methods = ["Recognize", "StreamRecognize"]   # left out: all of l2r2.v1; others as "inference.GRPCInferenceService"
     expires = 2027-01-31                         # left out: never; the last day, UTC
+
+    [certificates.museum-gateway]
+    name = "gateway.museum.example"              # an alternative name, or its common name where it has none
+    methods = ["Recognize"]                      # and `expires`, both as of tokens
+
+A caller is who its token says, if it sends one, and otherwise who its certificate says; one of them must be listed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import logging
 import secrets
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +38,7 @@ from l2r2.config import Settings, parse_settings
 from l2r2.errors import ConfigError, L2R2Error
 from l2r2_serving.callers import host_of, identity
 from l2r2_serving.errors import NotAllowed, Unauthenticated
+from l2r2_serving.guarding import GuardedStream
 from l2r2_serving.status import DETAILS_KEY, code_of, status_of
 from l2r2_serving.v1 import recognition_pb2 as pb
 
@@ -48,14 +57,18 @@ REPORT_S = 60.0
 _log = logging.getLogger(__name__)
 
 
-class Token(Settings):
+class Rights(Settings):
     """What a caller may do."""
 
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
     methods: tuple[str, ...] = ()
     """Methods of l2r2.v1.RecognitionService by name, and other services by theirs; empty: all of l2r2.v1."""
     expires: date | None = None
     """The last day on which it is good, UTC."""
+
+    @property
+    def over(self) -> bool:
+        """Whether its last day is past."""
+        return self.expires is not None and _today() > self.expires
 
     def may_call(self, method: str) -> bool:
         """Whether it is for a method, /SERVICE/METHOD."""
@@ -66,14 +79,28 @@ class Token(Settings):
         return service in self.methods or (own and (not self.methods or name in self.methods))
 
 
-class TokenFile(Settings):
+class Token(Rights):
+    """A caller known by a token."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Certificate(Rights):
+    """A caller known by a certificate."""
+
+    name: str = Field(min_length=1)
+    """Any of its alternative names (DNS, URI as SPIFFE's, address); of one that has none, the common name."""
+
+
+class Callers(Settings):
     """All callers by name."""
 
     tokens: dict[str, Token] = {}
+    certificates: dict[str, Certificate] = {}
 
 
-def read_tokens(path: Path) -> Mapping[str, Token]:
-    """Read a token file.
+def read_callers(path: Path) -> Callers:
+    """Read a file of callers.
 
     Raises:
         ConfigError: not there, no TOML, or not of this form. No value is repeated: it may be a token in place of its
@@ -85,7 +112,7 @@ def read_tokens(path: Path) -> Mapping[str, Token]:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ConfigError(f"{path} is no token file: {reason}; make one: l2r2 token NAME --file {path}") from None
     try:
-        return parse_settings(TokenFile, values, str(path)).tokens
+        return parse_settings(Callers, values, str(path))
     except ConfigError as error:
         place, _, rest = str(error).partition(" = ")
         if not rest:
@@ -104,48 +131,56 @@ def hash_of(token: str) -> str:
 
 
 class Tokens:
-    """The tokens of a file that may change while it is used."""
+    """The callers of a file that may change while it is used."""
 
     def __init__(self, path: Path) -> None:
         """Read it.
 
         Raises:
-            ConfigError: as `read_tokens`.
+            ConfigError: as `read_callers`.
         """
         self._path = path
         self._seen = self._stamp()
-        self._known = read_tokens(path)
+        self._known = read_callers(path)
+        self._readings = 0
 
-    def check(self, header: str, method: str) -> str:
+    def check(self, header: str, method: str, certified: Sequence[str] = ()) -> str:
         """Name of the caller.
 
         Args:
             header: Of the metadata "authorization"; empty: there is none.
             method: As on the wire, /SERVICE/METHOD.
+            certified: Names in the caller's certificate; empty: it showed none. Asked only where there is no header.
         Raises:
             Unauthenticated: no such token, or it has expired.
-            NotAllowed: it is not for this method.
+            NotAllowed: it is not for this method; or the certificate is not listed among those that are.
         """
-        scheme, _, token = header.partition(" ")
-        sent = hash_of(token.strip())
-        found = ""
-        for name, known in self._current().items():  # all of them, so that the time tells nothing
-            if hmac.compare_digest(known.sha256, sent):
-                found = name
-        known_now = self._known.get(found)
-        if known_now is None or scheme.lower() != "bearer" or _over(known_now):
-            raise Unauthenticated(UNKNOWN)
-        if not known_now.may_call(method):
-            name, may = method.rpartition("/")[2], ", ".join(known_now.methods or (OWN,))
-            raise NotAllowed(f"{found} may not call {name}; it may call {may}")
-        return found
+        known = self._current()
+        by_certificate = certified and known.certificates and not header
+        caller, rights = _by_certificate(known, certified) if by_certificate else _by_token(known, header)
+        if not rights.may_call(method):
+            name, may = method.rpartition("/")[2], ", ".join(rights.methods or (OWN,))
+            raise NotAllowed(f"{caller} may not call {name}; it may call {may}")
+        return caller
 
-    def _current(self) -> Mapping[str, Token]:
+    @property
+    def by_certificate(self) -> bool:
+        """Whether a caller may be known by its certificate."""
+        return bool(self._current().certificates)
+
+    @property
+    def state(self) -> tuple[int, date]:
+        """Another one whenever the answers of `check` may be others."""
+        self._current()
+        return self._readings, _today()
+
+    def _current(self) -> Callers:
         stamp = self._stamp()
         if stamp != self._seen:
             self._seen = stamp
             try:
-                self._known = read_tokens(self._path)
+                self._known = read_callers(self._path)
+                self._readings += 1
             except ConfigError as error:
                 _log.error("the changed token file is refused, the old one is used on: %s", error)
         return self._known
@@ -159,7 +194,10 @@ class Tokens:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
-    """Refuses a call without a good token before its message is read, and names its caller to the rest.
+    """Refuses a call of nobody it knows, and names its caller to the rest.
+
+    A token is judged before the call's message is read; a certificate after that, since gRPC shows it no sooner. A
+    stream whose caller is welcome no more ends once what it had accepted is answered.
 
     Attributes:
         refused: Calls so far, by gRPC's name of the status.
@@ -181,21 +219,68 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
             return await continuation(handler_call_details)
         sent = {str(key): value for key, value in handler_call_details.invocation_metadata or ()}
         header = sent.get("authorization", "")
-        try:
-            identity.set(self._tokens.check(header if isinstance(header, str) else "", method))
-        except L2R2Error as error:
-            return self._refusing(error)
-        return await continuation(handler_call_details)
+        if not isinstance(header, str):
+            header = ""
+        judged = bool(header) or not self._tokens.by_certificate
+        if judged:
+            try:
+                identity.set(self._tokens.check(header, method))
+            except L2R2Error as error:
+                return self._refusing(error)
+        handler: Any = await continuation(handler_call_details)
+
+        def check(context: Any) -> str:
+            return self._tokens.check(header, method, names_of(context))
+
+        if handler is None or (judged and not handler.request_streaming):
+            return handler
+        if handler.unary_unary is not None:
+            return handler._replace(unary_unary=self._one(handler.unary_unary, check))
+        if handler.stream_stream is not None:
+            return handler._replace(stream_stream=self._many(handler.stream_stream, check))
+        raise NotImplementedError(f"{method} is neither unary nor a stream both ways: nobody would be asked")
+
+    def _one(self, answer: Callable[..., Awaitable[Any]], check: Callable[[Any], str]) -> Callable[..., Awaitable[Any]]:
+        async def answering(request: Any, context: Any) -> Any:
+            try:
+                identity.set(check(context))
+            except L2R2Error as error:
+                await self._refuse(error, context)
+            return await answer(request, context)
+
+        return answering
+
+    def _many(self, answer: Callable[..., Any], check: Callable[[Any], str]) -> Callable[..., Awaitable[None]]:
+        async def answering(_requests: Any, context: Any) -> None:
+            try:
+                identity.set(check(context))
+            except L2R2Error as error:
+                await self._refuse(error, context)
+            stream = GuardedStream(context, lambda: check(context), lambda: self._tokens.state)
+            with stream.watched():
+                if inspect.isasyncgenfunction(answer):
+                    async for each in answer(stream.messages(), stream):
+                        await context.write(each)
+                else:
+                    await answer(stream.messages(), stream)
+            if stream.refusal is not None:
+                await self._refuse(stream.refusal, context)
+
+        return answering
 
     def _refusing(self, error: L2R2Error) -> grpc.RpcMethodHandler:
         """A handler that ends any call at once; as one of streams it waits for no message."""
-        status, code = status_of(error), code_of(type(error))
 
         async def refuse(_requests: Any, context: Any) -> None:
-            self._count(code.name, context.peer())
-            await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+            await self._refuse(error, context)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    async def _refuse(self, error: L2R2Error, context: Any) -> None:
+        """End a call; never returns."""
+        status, code = status_of(error), code_of(type(error))
+        self._count(code.name, context.peer())
+        await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
     def _count(self, code: str, peer: str) -> None:
         """A flood is a line a minute."""
@@ -206,5 +291,35 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
             self._report_at, self._reported = now + REPORT_S, total
 
 
-def _over(token: Token) -> bool:
-    return token.expires is not None and datetime.now(UTC).date() > token.expires
+def names_of(context: Any) -> tuple[str, ...]:
+    """Alternative names in a caller's certificate; of one that has none, its common name; empty without mTLS."""
+    shown = context.auth_context()
+    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+        names = tuple(name.decode("utf-8", "replace") for name in shown.get(kind, ()) if name)
+        if names:
+            return names
+    return ()
+
+
+def _by_token(known: Callers, header: str) -> tuple[str, Rights]:
+    scheme, _, token = header.partition(" ")
+    sent = hash_of(token.strip())
+    found = ""
+    for name, each in known.tokens.items():  # all of them, so that the time tells nothing
+        if hmac.compare_digest(each.sha256, sent):
+            found = name
+    rights = known.tokens.get(found)
+    if rights is None or scheme.lower() != "bearer" or rights.over:
+        raise Unauthenticated(UNKNOWN)
+    return found, rights
+
+
+def _by_certificate(known: Callers, certified: Sequence[str]) -> tuple[str, Rights]:
+    for name, rights in known.certificates.items():
+        if rights.name in certified and not rights.over:
+            return name, rights
+    raise NotAllowed(f"the certificate of {certified[0]} is not listed here, or no longer; ask who runs the service")
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()

@@ -14,6 +14,7 @@ import grpc
 from l2r2.errors import ServingError
 from l2r2_serving.callers import REQUEST_ID, begun
 from l2r2_serving.deadline import Deadline
+from l2r2_serving.guarding import GuardedStream
 from l2r2_serving.observing import Call, Observer
 from l2r2_serving.status import DETAILS_KEY, grpc_code_of, status_of
 
@@ -46,6 +47,8 @@ class Calls:
         call.code = "OK"
         try:
             yield call
+            if isinstance(context, GuardedStream) and context.refusal is not None:
+                call.code = grpc_code_of(context.refusal).name  # the interceptor will end it so
         except asyncio.CancelledError:
             call.code = "CANCELLED"
             raise

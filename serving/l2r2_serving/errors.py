@@ -25,4 +25,4 @@ class Unauthenticated(ServingError):  # noqa: N818
 
 
 class NotAllowed(ServingError):  # noqa: N818
-    """The token is good, but not for this method."""
+    """Who calls is known, but may not call this method."""

@@ -76,7 +76,7 @@ class ServerSettings(Settings):
     tls: TlsSettings | None = None
     """None: plain text."""
     tokens: Path | None = None
-    """File of the callers' tokens, as `l2r2 token` writes it; None: nobody is asked."""
+    """File of the callers, by token or certificate, as `l2r2 token` writes it; None: nobody is asked."""
     insecure: bool = False
     """Whether plain text may leave this machine: behind a proxy that encrypts, or in a network of your own."""
     metrics: MetricsSettings | None = None

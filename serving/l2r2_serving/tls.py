@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from l2r2.errors import ConfigError
+from l2r2_serving.auth import read_callers
 from l2r2_serving.settings import ServerSettings, TlsSettings
 
 _log = logging.getLogger(__name__)
@@ -30,15 +31,21 @@ def credentials(settings: TlsSettings) -> grpc.ServerCredentials:
 
 
 def require_safe(settings: ServerSettings) -> None:
-    """Refuse plain text where others can read it, unless it was asked for.
+    """Refuse plain text where others can read it, unless it was asked for, and a list of certificates never asked for.
 
     Raises:
-        ConfigError: it would leave this machine.
+        ConfigError: it would leave this machine; or callers are listed who cannot show who they are.
     """
     if settings.tls is None and not settings.insecure and not is_loopback(settings.host):
         raise ConfigError(
             f"{settings.host} is not loopback, and photographs would travel as plain text; give --tls-certificate and "
             "--tls-key, or --insecure where something else encrypts"
+        )
+    asked = settings.tls is not None and settings.tls.client_ca is not None
+    if settings.tokens is not None and not asked and read_callers(settings.tokens).certificates:
+        raise ConfigError(
+            f"{settings.tokens} lists certificates, but callers are asked for none; give --tls-client-ca, or take them "
+            "out: l2r2 token NAME --revoke"
         )
 
 

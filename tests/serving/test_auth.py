@@ -1,4 +1,4 @@
-"""Who may call what: tokens whose hashes alone are kept."""
+"""Who may call what: tokens whose hashes alone are kept, and listed certificates."""
 
 import os
 from base64 import b64encode
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
-from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of, new_token, read_tokens
+from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of, new_token, read_callers
 from l2r2_serving.errors import NotAllowed, Unauthenticated
 from l2r2_serving.logs import AccessLog
 from l2r2_serving.token_command import token as token_command
@@ -102,7 +102,7 @@ def test_a_file_that_is_none_is_named(text: str, message: str, tmp_path: Path) -
     path = tmp_path / "t.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_tokens(path)
+        read_callers(path)
 
 
 def test_a_token_in_place_of_its_hash_is_not_repeated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +111,7 @@ def test_a_token_in_place_of_its_hash_is_not_repeated(tmp_path: Path, caplog: py
     for text in (f'[tokens.a]\nsha256 = "{made}"', f"[tokens.a]\nsha256 = {made}", f'[tokens.a]\nmethods = "{made}"'):
         path.write_text(text + "\n" * len(caplog.messages))
         with pytest.raises(ConfigError) as caught:
-            read_tokens(path)
+            read_callers(path)
         assert made not in str(caught.value)
         assert tokens.check("Bearer one", METHOD) == "a"
     assert len(caplog.messages) == 3
@@ -121,16 +121,65 @@ def test_a_token_in_place_of_its_hash_is_not_repeated(tmp_path: Path, caplog: py
 def test_other_services_are_named(tmp_path: Path) -> None:
     inference = "inference.GRPCInferenceService"
     listed = {"a": (), "b": (inference,), "c": ("Recognize", inference), "d": ("ModelInfer",)}
-    tokens = Tokens(written(tmp_path / "t.toml", **{n: Token(sha256=hash_of(n), methods=m) for n, m in listed.items()}))
+    path = written(tmp_path / "t.toml", **{n: Token(sha256=hash_of(n), methods=m) for n, m in listed.items()})
+    tokens = read_callers(path).tokens
 
     def may(method: str) -> str:
-        return "".join(name for name, token in tokens._known.items() if token.may_call(method))
+        return "".join(name for name, token in tokens.items() if token.may_call(method))
 
     assert may(METHOD) == "ac"
     assert may("/l2r2.v1.RecognitionService/GetBundle") == "a"
     assert may(f"/{inference}/ModelInfer") == "bc"
     assert may("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") == "abcd"
     assert may("/other.Service/Recognize") == ""
+
+
+LISTED = """
+[certificates.lab]
+name = "lab.example"
+methods = ["GetBundle"]
+[certificates.old]
+name = "old.example"
+expires = 2020-01-31
+[certificates.site]
+name = "site.example"
+"""
+
+
+def test_a_certificate_is_known_by_any_of_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(LISTED)
+    tokens = Tokens(path)
+    assert tokens.check("", METHOD, ["site.example"]) == "site"
+    assert tokens.check("", METHOD, ["other.example", "site.example"]) == "site"
+    assert tokens.check("", "/l2r2.v1.RecognitionService/GetBundle", ["lab.example"]) == "lab"
+    with pytest.raises(NotAllowed, match="lab may not call Recognize; it may call GetBundle"):
+        tokens.check("", METHOD, ["lab.example"])
+    for stranger in ("old.example", "example", "site.example.org", "SITE.EXAMPLE", "site", "*"):
+        with pytest.raises(NotAllowed, match=r"the certificate of .* is not listed here, or no longer"):
+            tokens.check("", METHOD, [stranger])
+    with pytest.raises(Unauthenticated):  # shows none
+        tokens.check("", METHOD)
+
+
+def test_a_token_is_judged_before_a_certificate(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(LISTED + f'[tokens.app]\nsha256 = "{hash_of("one")}"\n')
+    tokens = Tokens(path)
+    assert tokens.check("Bearer one", METHOD, ["stranger.example"]) == "app"
+    assert tokens.check("", METHOD, ["site.example"]) == "site"
+    with pytest.raises(Unauthenticated):
+        tokens.check("Bearer two", METHOD, ["site.example"])
+
+
+def test_a_list_that_became_empty_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(LISTED)
+    tokens = Tokens(path)
+    path.write_text("")
+    for header, certified in (("", ["site.example"]), ("Bearer one", ["site.example"]), ("Bearer ", []), ("", [])):
+        with pytest.raises(Unauthenticated):
+            tokens.check(header, METHOD, certified)
 
 
 def test_a_flood_is_counted_and_one_line(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,14 +257,14 @@ def test_the_command_prints_a_token_once_and_keeps_its_hash(
     assert code == 0
     _, other = command("other-app", "--file", str(file))
     assert one.strip() not in file.read_text()
-    found = read_tokens(file)
+    found = read_callers(file).tokens
     assert found["app"] == Token(
         sha256=hash_of(one.strip()), methods=("Recognize", "GetBundle"), expires=TODAY + timedelta(2)
     )
     assert found["other-app"] == Token(sha256=hash_of(other.strip()))
     assert "already" in command("app", "--file", str(file))[1]
     assert command("app", "--file", str(file), "--revoke")[0] == 0
-    assert set(read_tokens(file)) == {"other-app"}
+    assert set(read_callers(file).tokens) == {"other-app"}
     assert "has no caller 'app'" in command("app", "--file", str(file), "--revoke")[1]
     assert "expected letters" in command("no such.name", "--file", str(file))[1]
 

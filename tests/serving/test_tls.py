@@ -1,19 +1,24 @@
 """TLS and mTLS over real sockets: the right certificate is heard, and every wrong one is not."""
 
 import datetime
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
+from l2r2_serving.auth import TokenInterceptor, Tokens, hash_of
 from l2r2_serving.settings import ServerSettings, TlsSettings
 from l2r2_serving.tls import credentials, is_loopback, require_safe
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 from tests.serving.running import Running, running
+from tests.serving.statuses import reason, refused
 from tests.tiny import RED, encode, make_photo
 
 REQUEST = pb.RecognizeRequest(image=encode(make_photo(RED)))
@@ -76,6 +81,111 @@ def test_mtls_wants_a_certificate_of_its_own_ca(bundle: Bundle, tmp_path: Path) 
         assert ask(place, client=CA.issue_cert("app.example", not_after=LONG_AGO)) == "UNAVAILABLE"
         assert ask(place, client=CA.issue_cert("app.example")) == "red"
     assert [call.caller for call in calls] == ["app.example"]
+
+
+LISTED = """
+[certificates.app]
+name = "app.example"
+[certificates.reader]
+name = "reader"
+methods = ["ListBundles"]
+[certificates.probe]
+name = "10.1.2.3"
+methods = ["StreamRecognize"]
+"""
+
+
+def try_all(place: Running, client: trustme.LeafCert, token: str = "") -> list[str]:
+    """How each kind of call ends: Recognize, ListBundles, an empty StreamRecognize, another service, health."""
+    sent = [("authorization", f"Bearer {token}")] if token else []
+    chain = b"".join(part.bytes() for part in client.cert_chain_pems)
+    safe = grpc.ssl_channel_credentials(CA.cert_pem.bytes(), client.private_key_pem.bytes(), chain)
+    codes = []
+    with grpc.secure_channel(place.address, safe, [("grpc.ssl_target_name_override", "localhost")]) as channel:
+        stub = recognition_pb2_grpc.RecognitionServiceStub(channel)
+        inference = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        health = health_pb2_grpc.HealthStub(channel)
+        for call in (
+            lambda: stub.Recognize(REQUEST, timeout=10, metadata=sent),
+            lambda: stub.ListBundles(pb.ListBundlesRequest(), timeout=10, metadata=sent),
+            lambda: list(stub.StreamRecognize(iter([]), timeout=10, metadata=sent)),
+            lambda: inference(b"", timeout=10, metadata=sent),
+            lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=10),
+        ):
+            try:
+                call()
+                codes.append("OK")
+            except grpc.RpcError as error:
+                codes.append(error.code().name)
+    return codes
+
+
+def test_listed_certificates_call_what_they_may_and_others_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    listed = tmp_path / "callers.toml"
+    listed.write_text(LISTED)
+    door = TokenInterceptor(Tokens(listed))
+    calls = []
+
+    class Watching:
+        def item(self, call: object, item: object) -> None:
+            pass
+
+        def call(self, call: object) -> None:
+            calls.append(call)
+
+    safe = credentials(settings(tmp_path / "tls", CA.issue_cert("localhost"), CA))
+    no, unknown = "PERMISSION_DENIED", "UNAUTHENTICATED"
+    with running(bundle, credentials=safe, interceptors=[door], observer=Watching()) as place:
+        assert try_all(place, CA.issue_cert("app.example")) == ["OK", "OK", "OK", no, "OK"]
+        assert try_all(place, CA.issue_cert("first.example", "app.example")) == ["OK", "OK", "OK", no, "OK"]  # renewed
+        assert {call.caller for call in calls} == {"app"}
+        assert try_all(place, CA.issue_cert(common_name="reader")) == [no, "OK", no, no, "OK"]
+        assert try_all(place, CA.issue_cert("10.1.2.3")) == [no, no, "OK", no, "OK"]
+        seen = len(calls)
+        assert try_all(place, CA.issue_cert("stranger.example")) == [no, no, no, no, "OK"]
+        assert try_all(place, CA.issue_cert("stranger.example", common_name="reader")) == [no, no, no, no, "OK"]
+        assert len(calls) == seen
+        assert ask(place, client=OTHER_CA.issue_cert("app.example")) == "UNAVAILABLE"
+        assert try_all(place, CA.issue_cert("app.example"), "wrong") == [unknown, unknown, unknown, unknown, "OK"]
+        listed.write_text(f'[tokens.app]\nsha256 = "{hash_of("one")}"\n')
+        assert try_all(place, CA.issue_cert("app.example")) == [unknown, unknown, unknown, unknown, "OK"]
+        assert try_all(place, CA.issue_cert("app.example"), "one") == ["OK", "OK", "OK", no, "OK"]
+
+
+def test_a_refused_certificate_gets_the_reason_without_sending_a_message(bundle: Bundle, tmp_path: Path) -> None:
+    listed = tmp_path / "callers.toml"
+    listed.write_text(LISTED)
+    client = CA.issue_cert("stranger.example")
+    chain = b"".join(part.bytes() for part in client.cert_chain_pems)
+    sent = threading.Event()
+
+    def silent() -> Iterator[pb.StreamRecognizeRequest]:
+        sent.wait(10)
+        yield from ()
+
+    safe = credentials(settings(tmp_path / "tls", CA.issue_cert("localhost"), CA))
+    caller = grpc.ssl_channel_credentials(CA.cert_pem.bytes(), client.private_key_pem.bytes(), chain)
+    with (
+        running(bundle, credentials=safe, interceptors=[TokenInterceptor(Tokens(listed))]) as place,
+        grpc.secure_channel(place.address, caller, [("grpc.ssl_target_name_override", "localhost")]) as channel,
+    ):
+        stub = recognition_pb2_grpc.RecognitionServiceStub(channel)
+        code, status = refused(lambda: list(stub.StreamRecognize(silent(), timeout=10)))
+        sent.set()
+    assert (code, reason(status)) == (grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED")
+    assert "the certificate of stranger.example is not listed here" in status.message
+
+
+def test_a_list_of_certificates_wants_an_authority(tmp_path: Path) -> None:
+    listed = tmp_path / "callers.toml"
+    listed.write_text(LISTED)
+    safe = settings(tmp_path / "tls", CA.issue_cert("localhost"), CA)
+    require_safe(ServerSettings(tokens=listed, tls=safe))
+    for tls in (None, safe.model_copy(update={"client_ca": None})):
+        with pytest.raises(ConfigError, match=r"callers\.toml lists certificates, but .* give --tls-client-ca"):
+            require_safe(ServerSettings(tokens=listed, tls=tls))
+    listed.write_text(f'[tokens.app]\nsha256 = "{hash_of("one")}"\n')
+    require_safe(ServerSettings(tokens=listed))
 
 
 def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(bundle: Bundle, tmp_path: Path) -> None:

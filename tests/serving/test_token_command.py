@@ -1,0 +1,139 @@
+"""`l2r2 token`: listing, certificates, and several at once."""
+
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from l2r2_serving.auth import Certificate, hash_of, read_callers
+from l2r2_serving.token_command import token as token_command
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "t.toml"
+
+
+@pytest.fixture
+def command(file: Path) -> Command:
+    app = typer.Typer()
+    app.command()(token_command)
+
+    def run(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [*words, "--file", str(file)])
+        return done.exit_code, done.output if done.exception is None else str(done.exception)
+
+    return run
+
+
+def test_callers_are_listed_without_hashes(command: Command, file: Path) -> None:
+    file.write_text(
+        f'[tokens.app]\nsha256 = "{hash_of("one")}"\nmethods = ["Recognize", "GetBundle"]\nexpires = 2999-01-31\n'
+        f'[tokens.gone]\nsha256 = "{hash_of("two")}"\nexpires = 2020-01-31\n'
+        '[certificates.lab]\nname = "lab.example"\nmethods = ["inference.GRPCInferenceService"]\n'
+    )
+    before = file.read_bytes()
+    code, said = command("--list")
+    assert code == 0
+    assert said.splitlines() == [
+        "CALLER  KNOWN BY                 MAY CALL                        UNTIL",
+        "app     token                    Recognize, GetBundle            2999-01-31",
+        "gone    token                    all of l2r2.v1                  2020-01-31, expired",
+        "lab     certificate lab.example  inference.GRPCInferenceService  for ever",
+    ]
+    assert file.read_bytes() == before
+
+
+def test_a_list_wants_a_file(command: Command) -> None:
+    assert "is no token file: No such file" in command("--list")[1]
+    assert "no caller is named; give a name, or --list" in command()[1]
+
+
+def test_a_certificate_is_listed_and_taken_away(command: Command, file: Path) -> None:
+    assert command("lab", "--certificate", "spiffe://example.org/lab", "--methods", "Recognize") == (0, "")
+    assert read_callers(file).certificates == {
+        "lab": Certificate(name="spiffe://example.org/lab", methods=("Recognize",))
+    }
+    assert "already" in command("lab", "--certificate", "lab.example")[1]
+    assert "already" in command("lab-too", "--certificate", "spiffe://example.org/lab")[1]
+    code, made = command("lab")  # a token besides
+    assert code == 0
+    found = read_callers(file)
+    assert (set(found.tokens), found.tokens["lab"].sha256) == ({"lab"}, hash_of(made.strip()))
+    assert set(found.certificates) == {"lab"}
+    command("site", "--certificate", "site.example")
+    assert command("lab", "--revoke")[0] == 0
+    found = read_callers(file)
+    assert (set(found.tokens), set(found.certificates)) == (set(), {"site"})
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x00"])
+def test_a_certificate_needs_a_name(name: str, command: Command, file: Path) -> None:
+    assert "expected a name as it stands in it" in command("lab", "--certificate", name)[1]
+    assert not file.exists()
+
+
+def test_what_others_wrote_is_written_back(command: Command, file: Path) -> None:
+    odd = 'he said "no" \\ then'
+    file.write_text(f"[tokens.'a.b']\nsha256 = '{hash_of('x')}'\n[certificates.'c d']\nname = '{odd}'\n")
+    before = read_callers(file)
+    assert command("app")[0] == 0
+    assert command("app", "--revoke")[0] == 0
+    assert read_callers(file) == before
+
+
+def test_a_method_that_there_is_not_is_refused(command: Command, file: Path) -> None:
+    assert "no method 'Recognise'; expected some of Recognize, " in command("app", "--methods", "Recognise")[1]
+    assert not file.exists()
+
+
+def test_who_may_read_the_file_stays_as_it_was(command: Command, file: Path) -> None:
+    command("app")
+    file.chmod(0o640)
+    command("other")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+ADDING = """
+import sys
+from pathlib import Path
+from l2r2_serving.token_command import token
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(int(sys.argv[3])):
+    token(f"{sys.argv[2]}-{n}", file=Path(sys.argv[1]))
+    if n % 2:
+        token(f"{sys.argv[2]}-{n}", file=Path(sys.argv[1]), revoke=True)
+"""
+
+
+def test_several_at_once_lose_nothing(file: Path) -> None:
+    who, each = "abcd", 10
+    adding = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADDING, str(file), name, str(each)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in who
+    ]
+    for one in adding:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in adding:  # all together
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    made = {name: one.communicate(timeout=60)[0].split() for name, one in zip(who, adding, strict=True)}
+    assert [one.returncode for one in adding] == [0] * len(who)
+    found = read_callers(file).tokens
+    assert set(found) == {f"{name}-{n}" for name in who for n in range(0, each, 2)}
+    assert all(found[f"{name}-{n}"].sha256 == hash_of(made[name][n]) for name in who for n in range(0, each, 2))
