@@ -12,7 +12,7 @@ from pathlib import Path
 from l2r2.files import write_text
 from tests.bench.measure import Figure
 
-MODULES = ("fusing", "decoding", "exporting", "serving_memory", "serving")
+MODULES = ("fusing", "decoding", "exporting", "serving_memory", "serving", "peers")
 OUT = Path("bench.json")
 
 

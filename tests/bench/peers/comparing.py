@@ -169,7 +169,8 @@ def _ours(bundle: Path, deployment: str) -> Iterator[str]:
     runtime, precision = deployment.split("/")
     command = [sys.executable, "-m", "l2r2", "serve", str(bundle), "--runtime", runtime, "--precision", precision]
     command += ["--port", "0", "--max-queue", str(max(CALLERS, 8 * available_cores()))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # In a session of its own, as the peers: some schedulers share the machine by session.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().split("ready on ")[1].split(",")[0]
