@@ -17,6 +17,7 @@ from l2r2_serving.answer import Answer
 from l2r2_serving.console_command import console
 from l2r2_serving.limits import DEFAULT_TOP_K, MAX_TOP_K
 from l2r2_serving.needing import needing_grpc
+from l2r2_serving.ray_commands import recognize_ray
 from l2r2_serving.serve_command import serve
 from l2r2_serving.token_command import token as make_token
 
@@ -33,11 +34,32 @@ def register(app: typer.Typer) -> None:
 
 
 def recognize(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Files to recognize.", show_default=False)],
+    photos: Annotated[
+        list[Path] | None, typer.Argument(metavar="PHOTO …", help="Files to recognize.", show_default=False)
+    ] = None,
     *,
     server: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ask a server.")] = None,
     bundle: Annotated[
         str | None, typer.Option(metavar="DIR", help="Answer in this process, from a bundle's folder.")
+    ] = None,
+    ray: Annotated[
+        Path | None,
+        typer.Option(metavar="DATASET", help="A folder or table (column path) of photos, on all cores, with --bundle."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --ray: its Parquet files; a broken run goes on there.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: photos recognized at once.", show_default="number of cores")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs of an actor; 0.25: four share one.", show_default="0")
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: photos of a Parquet file.", show_default="500")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster.", show_default="one of its own, here")
     ] = None,
     habitat: Annotated[str | None, typer.Option(help="Where it was seen.")] = None,
     substrate: Annotated[str | None, typer.Option(help="What it grew or sat on.")] = None,
@@ -50,12 +72,25 @@ def recognize(
         str | None, typer.Option(envvar="L2R2_TOKEN", help="Yours, where the server asks.", show_envvar=True)
     ] = None,
 ) -> None:
-    """Recognize photos: on a server, or in this process.
+    """Recognize photos: on a server, in this process, or millions of them with Ray.
 
-    A photo that cannot be recognized is reported on stderr and does not lose the others; the exit code is then 1.
+    A photo that cannot be recognized is reported on stderr and does not lose the others; the exit code is then 1. With
+    --ray it is a row with its error.
 
     Example: l2r2 recognize photo.jpg --bundle bundles/flowers --month 9
+
+    Example: l2r2 recognize --ray photos.csv --bundle bundles/flowers --out answers
     """
+    with_ray = {"actors": actors, "num_gpus": gpus, "shard_size": shard_size, "address": ray_address}
+    if ray is not None:
+        if photos or server is not None or bundle is None or out is None or habitat or substrate or month is not None:
+            raise typer.BadParameter("--ray DATASET wants --bundle DIR and --out DIR, no PHOTO, server or metadata")
+        recognize_ray(ray, out, bundle, top_k=top_k, **with_ray)
+        return
+    if any(value is not None for value in (out, *with_ray.values())):
+        raise typer.BadParameter("--out, --actors, --gpus, --shard-size and --ray-address go with --ray DATASET")
+    if not photos:
+        raise typer.BadParameter("give a PHOTO, or several")
     if (server is None) == (bundle is None):
         raise typer.BadParameter("give exactly one of --server HOST:PORT and --bundle DIR")
     metadata = make_metadata(habitat=habitat, substrate=substrate, month=month)

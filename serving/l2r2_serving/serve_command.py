@@ -13,6 +13,7 @@ import typer
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
 from l2r2_serving.needing import needing_grpc
+from l2r2_serving.ray_commands import serve_ray
 
 if TYPE_CHECKING:
     from l2r2_serving.settings import ServerSettings
@@ -69,7 +70,9 @@ def serve(
     tls_certificate: Annotated[Path | None, typer.Option(help="The server's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM without passphrase.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Callers need a certificate from these (mTLS).")] = None,
-    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Callers need a token of this file.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Callers, by token or certificate, are those of this file.")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Plain text beyond this machine, where something else encrypts.")
     ] = None,
@@ -85,6 +88,18 @@ def serve(
     ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="Where models:/ is; only with it.", show_default="as MLflow is configured")
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="On Ray Serve: replicas that come and go with the load.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster.", show_default="one of its own, here")
+    ] = None,
+    min_replicas: Annotated[int | None, typer.Option(min=1, help="With --ray.", show_default="1")] = None,
+    max_replicas: Annotated[int | None, typer.Option(min=1, help="With --ray.", show_default="number of cores")] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: cores of a replica.", show_default="1")
+    ] = None,
+    replica_gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs; 0.25: four share one.", show_default="0")
     ] = None,
 ) -> None:
     """Answer over gRPC until stopped (Ctrl-C or SIGTERM).
@@ -121,12 +136,24 @@ def serve(
         "watch_s": watch_s,
         "tracking_uri": tracking_uri,
     }
+    with_ray = {
+        "address": ray_address,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "num_cpus": replica_cpus,
+        "num_gpus": replica_gpus,
+    }
+    if not ray and any(value is not None for value in with_ray.values()):
+        raise typer.BadParameter("--ray-address, --min-replicas, --max-replicas and --replica-… go with --ray")
     settings = load_settings(config, os.environ, flags)
     if check:
         typer.echo(as_toml(settings), nl=False)
         return
     if not settings.bundles:
         raise ConfigError("no bundle to serve; give a folder or models:/NAME@ALIAS, or `bundles` in --config")
+    if ray:
+        serve_ray(settings, **with_ray)
+        return
     with needing_grpc():
         (run if settings.processes == 1 else run_processes)(settings)
 
