@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -30,6 +31,9 @@ WINDOW = 32
 
 KEEPALIVE_S = 60.0
 """After so long without a sign of life a connection is asked for one, so that a dead one is noticed."""
+
+MANY = ("dns:", "ipv4:", "ipv6:", "xds:")
+"""How targets begin that may stand for several servers."""
 
 HEALING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 """Codes that another try may not meet; of a server that is still warming up the error tells. A deadline that passed is
@@ -148,7 +152,7 @@ class Reach:
     """How to reach a server.
 
     Attributes:
-        server: HOST:PORT.
+        server: HOST:PORT, or gRPC's dns:///NAME:PORT, ipv4:A:PORT,B:PORT, …: calls are spread over all those addresses.
         max_message_mb: MiB of a message either way; the server's limit counts as well.
         tls: Certificates that the server's must come from, PEM; True: those that this machine trusts; None: plain text.
         certificate: This caller's own certificate and key, PEM, for mTLS.
@@ -174,9 +178,11 @@ class Reach:
         """Bytes of a message."""
         return self.max_message_mb * 2**20
 
-    def options(self) -> list[tuple[str, int]]:
+    def options(self) -> list[tuple[str, Any]]:
         """Of a channel."""
+        spread = [("grpc.lb_policy_name", "round_robin")] if self.server.startswith(MANY) else []
         return [
+            *spread,
             ("grpc.max_send_message_length", self.limit),
             ("grpc.max_receive_message_length", self.limit),
             ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),

@@ -17,20 +17,16 @@ if TYPE_CHECKING:
     from l2r2_serving.settings import ServerSettings
 
 
-def serve_ray(settings: ServerSettings, **scaling: Any) -> None:
+def serve_ray(settings: ServerSettings) -> None:
     """Serve on Ray Serve until stopped.
 
-    Args:
-        settings: Of the service; `workers` and `max_queue` are of each replica.
-        scaling: As `RaySettings`; None is not given.
     Raises:
         As `serve_on_ray`.
     """
     with needing_grpc():
-        from l2r2_serving.ray_serve import RaySettings, serve_on_ray
+        from l2r2_serving.ray_serve import serve_on_ray
 
-    chosen = parse_settings(RaySettings, _given(scaling), "--ray")
-    serve_on_ray(settings, chosen, typer.echo)
+    serve_on_ray(settings, typer.echo)
 
 
 def recognize_ray(dataset: Path, out: Path, bundle: str, **options: Any) -> None:

@@ -15,15 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from pydantic import Field
-
-from l2r2.config import Settings
 from l2r2.errors import BackendError, ConfigError
 from l2r2_serving.bundles import REGISTRY, find_bundle
 from l2r2_serving.ray_replica import HEALTH_S, Replica
 from l2r2_serving.ray_start import listening, ray_running
 from l2r2_serving.server import ARRIVING, check_address
-from l2r2_serving.settings import ServerSettings
+from l2r2_serving.settings import RaySettings, ServerSettings
 from l2r2_serving.tls import credentials, require_safe
 
 APPLICATION = "l2r2"
@@ -35,43 +32,23 @@ METHODS = (
 )
 """What the proxy answers to."""
 
-UNSUPPORTED = ("processes", "metrics", "traces", "watch_s", "drain_s")
+UNSUPPORTED = ("processes", "metrics", "traces", "watch_s", "drain_s", "max_connection_age_s")
 """Settings of a server that mean nothing here: replicas are Ray's, and it has metrics of its own."""
 
 _log = logging.getLogger(__name__)
 
 
-class RaySettings(Settings):
-    """How many replicas there are, and what each is given."""
-
-    address: str | None = None
-    """Of a Ray cluster, HOST:PORT or "auto"; None: one of its own on this machine."""
-    min_replicas: int = Field(1, ge=1)
-    """There always are."""
-    max_replicas: int | None = Field(None, ge=1)
-    """There may be; None: as many as this machine has cores for."""
-    target_ongoing_requests: float = Field(2.0, gt=0)
-    """Of a replica on average; above it there will be more of them, below it fewer."""
-    upscale_delay_s: float = Field(10.0, ge=0)
-    """How long the load must be above that."""
-    downscale_delay_s: float = Field(300.0, ge=0)
-    """How long it must be below."""
-    num_cpus: float = Field(1.0, gt=0)
-    """Cores of a replica; it recognizes as many photographs at once."""
-    num_gpus: float = Field(0.0, ge=0)
-    """GPUs of a replica; 0.25: four share one."""
-
-
-def serve_on_ray(settings: ServerSettings, scaling: RaySettings, say: Callable[[str], None]) -> None:
+def serve_on_ray(settings: ServerSettings, say: Callable[[str], None]) -> None:
     """Serve one bundle on Ray Serve until SIGINT or SIGTERM; calls in flight are answered first.
 
     Args:
-        settings: Of the whole service; `workers` and `max_queue` are of each replica.
+        settings: Of the whole service.
         say: Called with a line once a replica is warm.
     Raises:
         ConfigError: settings that mean nothing on Ray, an address that cannot be had, or Serve runs there already.
         ArtifactError, BackendMissing, BackendError: the bundle or Ray cannot be had.
     """
+    scaling = settings.ray or RaySettings()
     _check(settings, scaling)
     place, *_ = settings.bundles
     uri = settings.tracking_uri if place.startswith(REGISTRY) else None

@@ -89,17 +89,17 @@ def serve(
     tracking_uri: Annotated[
         str | None, typer.Option(help="Where models:/ is; only with it.", show_default="as MLflow is configured")
     ] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="On Ray Serve: replicas that come and go with the load.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="On Ray Serve, as all these below.")] = False,
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Of a Ray cluster.", show_default="one of its own, here")
     ] = None,
-    min_replicas: Annotated[int | None, typer.Option(min=1, help="With --ray.", show_default="1")] = None,
-    max_replicas: Annotated[int | None, typer.Option(min=1, help="With --ray.", show_default="number of cores")] = None,
-    replica_cpus: Annotated[
-        float | None, typer.Option(min=0, help="With --ray: cores of a replica.", show_default="1")
+    min_replicas: Annotated[int | None, typer.Option(min=1, help="That there always are.", show_default="1")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="That there may be, by load.", show_default="number of cores")
     ] = None,
+    replica_cpus: Annotated[float | None, typer.Option(min=0, help="Cores of a replica.", show_default="1")] = None,
     replica_gpus: Annotated[
-        float | None, typer.Option(min=0, help="With --ray: GPUs; 0.25: four share one.", show_default="0")
+        float | None, typer.Option(min=0, help="Its GPUs; 0.25: four share one.", show_default="0")
     ] = None,
 ) -> None:
     """Answer over gRPC until stopped (Ctrl-C or SIGTERM).
@@ -135,24 +135,21 @@ def serve(
         "log_level": log_level,
         "watch_s": watch_s,
         "tracking_uri": tracking_uri,
+        "ray": {} if ray else None,
+        "ray.address": ray_address,
+        "ray.min_replicas": min_replicas,
+        "ray.max_replicas": max_replicas,
+        "ray.num_cpus": replica_cpus,
+        "ray.num_gpus": replica_gpus,
     }
-    with_ray = {
-        "address": ray_address,
-        "min_replicas": min_replicas,
-        "max_replicas": max_replicas,
-        "num_cpus": replica_cpus,
-        "num_gpus": replica_gpus,
-    }
-    if not ray and any(value is not None for value in with_ray.values()):
-        raise typer.BadParameter("--ray-address, --min-replicas, --max-replicas and --replica-… go with --ray")
     settings = load_settings(config, os.environ, flags)
     if check:
         typer.echo(as_toml(settings), nl=False)
         return
     if not settings.bundles:
         raise ConfigError("no bundle to serve; give a folder or models:/NAME@ALIAS, or `bundles` in --config")
-    if ray:
-        serve_ray(settings, **with_ray)
+    if settings.ray is not None:
+        serve_ray(settings)
         return
     with needing_grpc():
         (run if settings.processes == 1 else run_processes)(settings)

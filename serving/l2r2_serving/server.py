@@ -127,6 +127,7 @@ class RecognitionServer:
                 ("grpc.max_send_message_length", limit),
                 # Otherwise a second server on the same port would silently share its callers.
                 ("grpc.so_reuseport", int(self.shared_port)),
+                *_aging(settings.max_connection_age_s),
             ],
             maximum_concurrent_rpcs=2 * settings.slot_count + ARRIVING,
         )
@@ -277,6 +278,11 @@ async def serve(
         warming.cancel()
         stopping.cancel()
         await server.stop()
+
+
+def _aging(seconds: float | None) -> list[tuple[str, int]]:
+    """Options of a server whose connections end; the calls on them may go on as long as they like."""
+    return [] if seconds is None else [("grpc.max_connection_age_ms", max(1, round(1000 * seconds)))]
 
 
 def _give_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,27 @@ class TracesSettings(Settings):
     """http://HOST:PORT; None: as the standard OTEL_… variables say."""
     ratio: float = Field(1.0, ge=0, le=1)
     """Share of the calls that are traced, where the caller has not decided that itself."""
+
+
+class RaySettings(Settings):
+    """How many replicas there are on Ray Serve, and what each is given."""
+
+    address: str | None = None
+    """Of a Ray cluster, HOST:PORT or "auto"; None: one of its own on this machine."""
+    min_replicas: int = Field(1, ge=1)
+    """There always are."""
+    max_replicas: int | None = Field(None, ge=1)
+    """There may be; None: as many as this machine has cores for."""
+    target_ongoing_requests: float = Field(2.0, gt=0)
+    """Of a replica on average; above it there will be more of them, below it fewer."""
+    upscale_delay_s: float = Field(10.0, ge=0)
+    """How long the load must be above that."""
+    downscale_delay_s: float = Field(300.0, ge=0)
+    """How long it must be below."""
+    num_cpus: float = Field(1.0, gt=0)
+    """Cores of a replica; it recognizes as many photographs at once."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs of a replica; 0.25: four share one."""
 
 
 class ServerSettings(Settings):
@@ -88,6 +110,9 @@ class ServerSettings(Settings):
     """At info a line a call: who, what, how it ended and how long it took; never what was sent."""
     tracking_uri: str | None = None
     """Where models:/ is; None: as MLflow is configured."""
+    max_connection_age_s: float | None = Field(None, gt=0)
+    """Seconds after which a connection is closed, once its calls have ended, so that callers look for other servers
+    and show their certificate again; gRPC spreads it by a tenth. None: connections stay."""
     watch_s: float = Field(0.0, ge=0)
     """Seconds between looks for a new version of each bundle; 0: none is looked for."""
     drain_s: float = Field(0.0, ge=0)
@@ -95,6 +120,8 @@ class ServerSettings(Settings):
     balancers need to look elsewhere. Before `grace_s`."""
     grace_s: float = Field(30.0, ge=0)
     """Seconds that requests in flight get once the server is asked to stop; what Kubernetes waits, too."""
+    ray: RaySettings | None = None
+    """On Ray Serve; `workers` and `max_queue` are of each replica. None: a server of its own."""
 
     @property
     def worker_count(self) -> int:
@@ -111,8 +138,24 @@ class ServerSettings(Settings):
         return self.max_queue or REQUESTS_A_WORKER * self.worker_count
 
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows a container its own limits."""
+
+
 def available_cores() -> int:
     """Cores that this process may use; in a container fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, _cgroup_cores())))
+
+
+def _cgroup_cores() -> float:
+    """What a container's limit on CPU time amounts to (cgroup v2, else v1)."""
+    try:
+        if (CGROUP / "cpu.max").exists():
+            quota, period = (CGROUP / "cpu.max").read_text().split()
+        else:
+            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        cores = float(quota) / float(period)
+    except (OSError, ValueError):  # no limit reads "max"
+        return math.inf
+    return cores if cores > 0 else math.inf

@@ -19,12 +19,13 @@ from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of
 from l2r2_serving.calling import WINDOW, Retries, Streamed
 from l2r2_serving.client import Client
 from l2r2_serving.errors import Unauthenticated, UnknownBundle
+from l2r2_serving.observing import Call, Nobody
 from l2r2_serving.status import DETAILS_KEY, status_of
 from l2r2_serving.tls import credentials
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 from tests.serving.proxy import proxied
-from tests.serving.running import ChangedBundle, GatedLocalizer, Running, running
+from tests.serving.running import ChangedBundle, GatedLocalizer, Running, eventually, running
 from tests.serving.test_auth import written
 from tests.serving.test_tls import CA, settings
 from tests.tiny import GREEN, RED, encode, make_photo
@@ -121,6 +122,34 @@ def test_what_may_heal_is_tried_again_under_one_name(client: Any, flaky: Any) ->
         assert made.bundles() == {"a": "b"}
     assert len(servicer.ids) == 4
     assert len(set(servicer.ids)) == 1
+
+
+def test_calls_are_spread_over_the_addresses_of_a_name(client: Any, bundle: Bundle) -> None:
+    """And those of a server that has gone go to the other."""
+    seen: list[str] = []
+
+    class Witness(Nobody):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def call(self, call: Call) -> None:
+            seen.append(self.name)
+
+    with (
+        running(bundle, observer=Witness("a")) as a,
+        running(bundle, observer=Witness("b")) as b,
+        client(f"ipv4:{a.address},{b.address}", retries=QUICK) as caller,
+    ):
+
+        def until(names: set[str]) -> None:
+            seen.clear()
+            eventually(lambda: caller.recognize(PHOTOS["red"]) and set(seen) == names)
+
+        until({"a", "b"})
+        b.run(b.server.stop(0.0))
+        for _ in range(8):
+            caller.recognize(PHOTOS["red"])
+        until({"a"})
 
 
 def test_not_for_ever(client: Any, flaky: Any) -> None:

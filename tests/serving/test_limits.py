@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -193,6 +194,33 @@ def test_slots_are_given_back_whatever_happens() -> None:
     asyncio.run(use())
 
 
+def test_a_connection_ends_by_age_and_no_call_with_it(bundle: Bundle) -> None:
+    """Connections are told apart by their callers' ports."""
+    peers, age_s = set(), 0.3
+
+    class Witness(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
+            handler = await continuation(details)
+
+            async def seen(request, context):  # type: ignore[no-untyped-def]
+                peers.add(context.peer())
+                return await handler.unary_unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(seen, handler.request_deserializer, handler.response_serializer)
+
+    changed = ChangedBundle(bundle, GatedLocalizer)
+    with (
+        running(changed, interceptors=[Witness()], max_connection_age_s=age_s) as place,
+        place.stub() as stub,
+    ):
+        changed.localizer.gate.clear()
+        held = stub.Recognize.future(pb.RecognizeRequest(image=PHOTO))
+        time.sleep(4 * age_s)
+        changed.localizer.gate.set()
+        assert held.result().candidates[0].name == "red"
+        eventually(lambda: stub.Recognize(pb.RecognizeRequest(image=PHOTO)) and len(peers) > 3)
+
+
 def test_a_port_that_is_taken_is_said(served: Running) -> None:
     async def listen() -> None:
         server = RecognitionServer(ServerSettings(port=served.server.port, workers=1))
@@ -216,6 +244,28 @@ def test_defaults_follow_the_cores() -> None:
     assert settings.worker_count == available_cores()
     assert settings.slot_count == 8 * available_cores()
     assert ServerSettings(workers=3).slot_count == 24
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_a_container_has_the_cores_that_it_may_use(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("l2r2_serving.settings.CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    assert available_cores() == cores
 
 
 @pytest.mark.parametrize("top_k", [0, 101])

@@ -62,11 +62,13 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(build(), ["serve", *(str(argument) for argument in arguments)])
 
 
-def test_options_that_go_with_ray_alone() -> None:
-    for words in (["--min-replicas", "2"], ["--replica-gpus", "0.5"], ["--ray-address", "auto"]):
-        done = invoke("bundle", *words)
-        assert done.exit_code == 2
-        assert "go with --ray" in done.stderr
+def test_it_is_settings_like_any_other(tmp_path: Path) -> None:
+    assert "[ray]" not in invoke("bundle", "--check").stdout
+    assert "[ray]\nmin_replicas = 1\n" in invoke("bundle", "--ray", "--check").stdout
+    (tmp_path / "file").write_text("[ray]\ntarget_ongoing_requests = 4.0\n")
+    shown = invoke("bundle", "--config", tmp_path / "file", "--replica-gpus", 0.25, "--check").stdout
+    assert "\nnum_gpus = 0.25\n" in shown
+    assert "\ntarget_ongoing_requests = 4.0\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_options_that_go_with_ray_alone() -> None:
         (["--processes", "2", "--metrics-port", "0"], "processes, metrics mean nothing with --ray; leave them out"),
         (["other"], "2 bundles with --ray; expected one, start one service a bundle"),
         (["--min-replicas", "3", "--max-replicas", "2"], "max_replicas is 2; expected at least min_replicas, 3"),
-        (["--replica-cpus", "0"], "--ray: num_cpus = 0.0: Input should be greater than 0"),
+        (["--replica-cpus", "0"], "flags: ray.num_cpus = 0.0: Input should be greater than 0"),
         (["--host", "0.0.0.0"], "0.0.0.0 is not loopback, and photographs would travel as plain text"),
         (["--tls-certificate", "no.pem", "--tls-key", "no.pem"], "no.pem cannot be read"),
         (["--runtime", "abacus"], "abacus"),
