@@ -35,9 +35,10 @@ KEEPALIVE_S = 60.0
 MANY = ("dns:", "ipv4:", "ipv6:", "xds:")
 """How targets begin that may stand for several servers."""
 
-HEALING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+HEALING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
 """Codes that another try may not meet; of a server that is still warming up the error tells. A deadline that passed is
-the caller's own; others would only be said again."""
+the caller's own; others would only be said again. CANCELLED is what gRPC's server says as it stops, of calls that it
+had taken and not begun, and of those that outlast its grace; what the caller itself cancels does not come here."""
 
 CUT_SHORT = "Internal error from Core"
 """What gRPC's asyncio client says of a message that a broken connection cut short, as INTERNAL; seen in 1.85."""
@@ -271,6 +272,10 @@ class Trying:
         code, message = error.code(), error.details() or ""
         if not status.details and code is grpc.StatusCode.UNAVAILABLE:
             return ServingError(f"{self._reach.server} cannot be reached ({message}); is `l2r2 serve` running there?")
+        if not status.details and code is grpc.StatusCode.CANCELLED:
+            return ServingError(
+                f"{self._reach.server} dropped the call ({message}), as a server does that stops; try again"
+            )
         if not status.details and code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlinePassed(
                 f"{self._reach.server} gave no answer within {self._timeout_s or 0:g} s; give more time, or ask less "

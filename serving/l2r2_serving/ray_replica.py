@@ -231,8 +231,8 @@ class _Context:
         raise _Ended(details)
 
     async def read(self) -> Any:
-        """The stream's next message; what is none at its end."""
-        return await anext(self._requests, None)
+        """The stream's next message, grpc.aio.EOF at its end."""
+        return await anext(self._requests, grpc.aio.EOF)
 
     async def write(self, response: Message) -> None:
         await self._written.put(response)

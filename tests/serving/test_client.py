@@ -79,7 +79,10 @@ def client(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 class Flaky(recognition_pb2_grpc.RecognitionServiceServicer):
-    """Fails as often as it is told, then answers; remembers the names of the calls."""
+    """Fails as often as it is told, then answers; remembers the names of the calls.
+
+    Without an error it fails as a server of gRPC does that stops.
+    """
 
     def __init__(self, error: Exception | None, times: int) -> None:
         self.error, self.times = error, times
@@ -91,6 +94,8 @@ class Flaky(recognition_pb2_grpc.RecognitionServiceServicer):
         self.at.append(time.monotonic())
         if self.times:
             self.times -= 1
+            if self.error is None:
+                context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
             status = status_of(self.error)
             context.set_trailing_metadata(((DETAILS_KEY, status.SerializeToString()),))
             codes = {code.value[0]: code for code in grpc.StatusCode}
@@ -122,6 +127,17 @@ def test_what_may_heal_is_tried_again_under_one_name(client: Any, flaky: Any) ->
         assert made.bundles() == {"a": "b"}
     assert len(servicer.ids) == 4
     assert len(set(servicer.ids)) == 1
+
+
+def test_a_call_that_a_stopping_server_drops_is_tried_again(client: Any, flaky: Any) -> None:
+    servicer, address = flaky(None, 5)
+    with client(address, retries=QUICK) as made:
+        with pytest.raises(
+            ServingError, match=f"{address} dropped the call \\(CANCELLED\\), as a server does that stops"
+        ):
+            made.bundles()
+        assert made.bundles() == {"a": "b"}
+    assert len(servicer.ids) == 6
 
 
 def test_calls_are_spread_over_the_addresses_of_a_name(client: Any, bundle: Bundle) -> None:

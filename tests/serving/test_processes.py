@@ -145,7 +145,9 @@ def test_a_stop_under_load_loses_no_call_that_was_begun(drain: str, bundle: Bund
             codes = [code for caller in callers for code in caller.result(PATIENCE_S)]
         assert place.ended() == 0
         begun = calls(place.log)
-        assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        # CANCELLED is gRPC's own word for what it had taken and never gave to the service.
+        ends = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        assert ends <= set(codes) <= {*ends, grpc.StatusCode.CANCELLED}
         # Whatever the service began it ended well, and each of these answers arrived.
         assert set(begun) == {"OK"}
         assert len(begun) == codes.count(grpc.StatusCode.OK) > 20

@@ -70,7 +70,8 @@ class RecognitionServiceServicer:
         """Recognizes one photograph.
 
         INVALID_ARGUMENT: the photograph or a field cannot be used. NOT_FOUND: no such bundle. FAILED_PRECONDITION: not
-        ready yet. RESOURCE_EXHAUSTED: no room now, or the message is too large. UNAVAILABLE: stopping.
+        ready yet. RESOURCE_EXHAUSTED: no room now, or the message is too large. UNAVAILABLE: stopping; CANCELLED as well,
+        where the caller has not cancelled: the call was taken and not begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
