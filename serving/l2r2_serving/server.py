@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined, unused-ignore]
 
+from l2r2.allocator import give_back
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
 from l2r2.runtimes.batching import Ran
@@ -172,7 +171,7 @@ class RecognitionServer:
             await asyncio.gather(*(loop.run_in_executor(self._pool, warm) for _ in range(workers)))
         finally:
             together.abort()  # whoever still waits after a failure or a stop would wait for ever
-        _give_back()
+        give_back()
         for each in opened:
             self.put(each)
         self._names += [f"{SERVICE}/{name}" for name in names]
@@ -283,13 +282,6 @@ async def serve(
 def _aging(seconds: float | None) -> list[tuple[str, int]]:
     """Options of a server whose connections end; the calls on them may go on as long as they like."""
     return [] if seconds is None else [("grpc.max_connection_age_ms", max(1, round(1000 * seconds)))]
-
-
-def _give_back() -> None:
-    """Return what compiling freed to the system before requests take more; glibc only, elsewhere nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def check_address(host: str, port: int) -> None:

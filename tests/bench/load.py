@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 
+from l2r2 import allocator
 from l2r2.bundle import load_bundle
 from l2r2_serving.bundles import open_bundle
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -82,7 +83,8 @@ async def opened(address: str, photos: list[bytes], rate: float, seconds: float,
 
 
 def inside(bundle: str, deployment: list[str], photos: list[bytes], workers: int, seconds: float) -> dict[str, Any]:
-    """The same answers without a server."""
+    """The same answers without a server, in a process that takes memory as a server does."""
+    allocator.settle()
     found = open_bundle(load_bundle(Path(bundle)), *deployment)
     found.warm_up()
     record, lock, turn = _Record(), threading.Lock(), cycle(photos)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from l2r2 import allocator
 from l2r2.bundle import load_bundle
 from l2r2.datasets import load_dataset
 from l2r2_serving.bundles import open_bundle
@@ -120,7 +121,8 @@ def _ready(words: list[str]) -> Figure:
 
 
 def _added() -> Figure:
-    """A photograph of 300 kB over gRPC and in this process, in turns."""
+    """A photograph of 300 kB over gRPC and in this process, which takes memory as a server does, in turns."""
+    allocator.settle()
     data = _noisy()
     with tempfile.TemporaryDirectory() as folder:
         found = open_bundle(make_tiny_bundle(Path(folder) / "tiny"))
