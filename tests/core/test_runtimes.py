@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ import pytest
 
 from l2r2.classification import SessionClassifier
 from l2r2.errors import ArtifactError, BackendError, BackendMissing, ConfigError
-from l2r2.runtimes import PRECISIONS, RUNTIMES, OnnxRuntimeSession, ShapeProfile, open_session, why_not
+from l2r2.runtimes import PRECISIONS, RUNTIMES, OnnxRuntimeSession, ShapeProfile, open_session, open_vino, why_not
 from l2r2.types import Session
 from tests.core.convnet import save_convnet
 from tests.fakes import FunctionSession
@@ -194,7 +196,8 @@ def test_openvinos_weights_that_are_not_whole(ir, damage, message):
         open_session(ir, "openvino")
 
 
-def test_openvino_computes_in_float32_and_as_many_side_by_side_as_cores(convnet):
+def test_openvino_computes_in_float32_and_as_many_side_by_side_as_cores(convnet, monkeypatch):
+    monkeypatch.setattr(open_vino, "COPIES_BYTES", 0)  # one for all
     cores = len(os.sched_getaffinity(0))
     for threads in (1, 2):
         compiled = open_session(convnet, "openvino", threads=threads)._compiled
@@ -202,6 +205,39 @@ def test_openvino_computes_in_float32_and_as_many_side_by_side_as_cores(convnet)
         streams = max(1, cores // threads)
         assert compiled.get_property("NUM_STREAMS") == streams
         assert compiled.get_property("INFERENCE_NUM_THREADS") == min(cores, streams * threads)
+
+
+@pytest.mark.parametrize("limit", [0, open_vino.COPIES_BYTES], ids=["one for all", "copies"])
+def test_openvino_answers_more_callers_than_it_has_room_for(convnet, monkeypatch, limit):
+    monkeypatch.setattr(open_vino, "COPIES_BYTES", limit)
+    monkeypatch.setattr(open_vino, "_cores", lambda: 3)
+    session = open_session(convnet, "openvino")
+    assert (session._compiled.get_property("NUM_STREAMS") == 0) == bool(limit)
+    photos = images(40)
+    expected = session.infer({"view": photos})["logits"]
+    together = threading.Barrier(8)
+
+    def ask(first):
+        together.wait()
+        return [session.infer({"view": photos[i : i + 1]})["logits"][0] for i in range(first, 40, 8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for first, found in enumerate(pool.map(ask, range(8))):
+            np.testing.assert_allclose(found, expected[first::8], atol=1e-5)
+    assert 1 <= len(session._requests) <= 3
+    if len(session._requests) == 3:
+        assert session._copy is None
+
+
+def test_openvino_runs_in_the_thread_that_calls(convnet):
+    """So that none is woken for it."""
+    session, photos = open_session(convnet, "openvino"), images(64)
+    session.infer({"view": photos})
+    whole, own = time.process_time(), time.thread_time()
+    for _ in range(20):
+        session.infer({"view": photos})
+    whole, own = time.process_time() - whole, time.thread_time() - own
+    assert own > 0.8 * whole
 
 
 def test_openvino_keeps_what_it_compiles_only_where_it_is_told(convnet, tmp_path, monkeypatch):
