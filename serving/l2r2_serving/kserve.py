@@ -28,6 +28,9 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
     """Stages by name: BUNDLE.localizer, BUNDLE.FG, BUNDLE.FULL; with SAM also BUNDLE.encoder and BUNDLE.decoder.
 
     A call that runs a model holds a slot and a worker like a photograph; one whose caller has left is not begun.
+
+    Attributes:
+        calls: Of this service.
     """
 
     def __init__(self, shelf: Shelf, engine: Engine, pool: Executor, observer: Observer | None = None) -> None:
@@ -40,7 +43,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self._shelf = shelf
         self._slots = engine.slots
         self._pool = pool
-        self._calls = Calls(SERVICE, observer or Nobody())
+        self.calls = Calls(SERVICE, observer or Nobody())
         self._outputs: dict[tuple[str, str], tuple[Tensor, ...]] = {}
 
     async def ServerLive(  # noqa: N802  the method's name on the wire
@@ -49,7 +52,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,
     ) -> pb.ServerLiveResponse:
         """Whoever answers is alive."""
-        async with self._calls.answering("ServerLive", context):
+        async with self.calls.answering("ServerLive", context):
             return pb.ServerLiveResponse(live=True)
         raise AssertionError("refusing ends the call")
 
@@ -59,7 +62,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,
     ) -> pb.ServerReadyResponse:
         """Whether a bundle is served."""
-        async with self._calls.answering("ServerReady", context):
+        async with self.calls.answering("ServerReady", context):
             return pb.ServerReadyResponse(ready=bool(self._shelf.all()))
         raise AssertionError("refusing ends the call")
 
@@ -67,7 +70,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         """Whether a model is served; no is an answer."""
-        async with self._calls.answering("ModelReady", context):
+        async with self.calls.answering("ModelReady", context):
             try:
                 self._find(request.name, request.version)
             except (NotReady, UnknownBundle):
@@ -81,7 +84,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         context: Context,
     ) -> pb.ServerMetadataResponse:
         """Name and version of the software."""
-        async with self._calls.answering("ServerMetadata", context):
+        async with self.calls.answering("ServerMetadata", context):
             return pb.ServerMetadataResponse(name="l2r2", version=__version__)
         raise AssertionError("refusing ends the call")
 
@@ -89,7 +92,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         """The tensors of a model; what it gives is measured, once."""
-        async with self._calls.answering("ModelMetadata", context) as call:
+        async with self.calls.answering("ModelMetadata", context) as call:
             model = self._find(request.name, request.version)
             outputs = self._outputs.get(model.key)
             if outputs is None:
@@ -111,7 +114,7 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Run a model once."""
-        async with self._calls.answering("ModelInfer", context) as call:
+        async with self.calls.answering("ModelInfer", context) as call:
             model = self._find(request.model_name, request.model_version)
             deadline = deadline_of(context)
 

@@ -78,6 +78,12 @@ class Slots:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def overload(self) -> Overloaded | None:
+        """Why nobody gets one now; None: there are some."""
+        if self.taken < self.size:
+            return None
+        return Overloaded(f"{self.taken} requests are in flight, the most this server takes; try again in a second")
+
     @contextmanager
     def take(self, caller: str = "") -> Iterator[None]:
         """Hold one slot, or be refused at once: a queue that grows helps nobody.
@@ -87,8 +93,8 @@ class Slots:
         Raises:
             Overloaded: all are taken, or all that one caller may have.
         """
-        if self.taken >= self.size:
-            raise Overloaded(f"{self.taken} requests are in flight, the most this server takes; try again in a second")
+        if (error := self.overload()) is not None:
+            raise error
         if self._of[caller] >= self.each:
             raise Overloaded(
                 f"{self.each} of your requests are in flight, the most one caller may have; wait for their answers"

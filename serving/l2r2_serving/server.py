@@ -31,6 +31,7 @@ from l2r2_serving.observing import Nobody, Observer
 from l2r2_serving.reading import ReadingInterceptor
 from l2r2_serving.service import SERVICE, RecognitionService
 from l2r2_serving.settings import ServerSettings
+from l2r2_serving.shedding import SheddingInterceptor
 from l2r2_serving.v1 import recognition_pb2_grpc
 
 ARRIVING = 64
@@ -120,7 +121,7 @@ class RecognitionServer:
             check_address(settings.host, settings.port)
         limit = settings.max_message_mb * 2**20
         server = grpc.aio.server(
-            interceptors=[*self._interceptors, ReadingInterceptor()],
+            interceptors=[*self._interceptors, self._shedding(), ReadingInterceptor()],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -219,6 +220,10 @@ class RecognitionServer:
             await self._server.stop(min(LINGER_S, grace))
             await stopping
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _shedding(self) -> SheddingInterceptor:
+        ours = {f"/{SERVICE}/{method}": self._service.calls for method in ("Recognize", "BatchRecognize")}
+        return SheddingInterceptor(self.slots, {**ours, f"/{KSERVE}/ModelInfer": self._stages.calls})
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         self.ready = status == health_pb2.HealthCheckResponse.SERVING

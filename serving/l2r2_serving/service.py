@@ -25,7 +25,11 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RecognitionService"].full_name
 
 
 class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
-    """Admits, hands to the engine, and turns errors into statuses."""
+    """Admits, hands to the engine, and turns errors into statuses.
+
+    Attributes:
+        calls: Of this service.
+    """
 
     def __init__(self, engine: Engine, memory: Memory, observer: Observer) -> None:
         """Store the parts.
@@ -36,7 +40,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self._engine = engine
         self._memory = memory
         self._observer = observer
-        self._calls = Calls(SERVICE, observer)
+        self.calls = Calls(SERVICE, observer)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -47,7 +51,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self, request: pb.RecognizeRequest, context: Context
     ) -> pb.RecognizeResponse:
         """Answer one request."""
-        async with self._calls.answering("Recognize", context) as call:
+        async with self.calls.answering("Recognize", context) as call:
             with self._engine.slots.take(call.caller):
                 return await self._engine.answer(request, deadline_of(context), call)
         raise AssertionError("refusing ends the call")
@@ -56,7 +60,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self, request: pb.BatchRecognizeRequest, context: Context
     ) -> pb.BatchRecognizeResponse:
         """Answer each request of a batch, in order; one that fails does not lose the others."""
-        async with self._calls.answering("BatchRecognize", context) as call:
+        async with self.calls.answering("BatchRecognize", context) as call:
             check_batch(request)
             self._engine.shelf.require_any()
             with self._engine.slots.take(call.caller):
@@ -68,7 +72,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
 
         An item is read only when another was answered and taken: a caller that reads slowly is read slowly.
         """
-        async with self._calls.answering("StreamRecognize", context) as call:
+        async with self.calls.answering("StreamRecognize", context) as call:
             self._engine.shelf.require_any()
             deadline = deadline_of(context)
             window, writing = asyncio.Semaphore(2 * self._engine.workers), asyncio.Lock()
@@ -97,7 +101,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         self, request: pb.GetBundleRequest, context: Context
     ) -> pb.GetBundleResponse:
         """Describe a bundle."""
-        async with self._calls.answering("GetBundle", context):
+        async with self.calls.answering("GetBundle", context):
             return pb.GetBundleResponse(bundle=describe(self._engine.shelf.find(request.name)))
         raise AssertionError("refusing ends the call")
 
@@ -107,7 +111,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         context: Context,
     ) -> pb.ListBundlesResponse:
         """Name what is served."""
-        async with self._calls.answering("ListBundles", context):
+        async with self.calls.answering("ListBundles", context):
             return pb.ListBundlesResponse(bundles=[info(opened) for opened in self._engine.shelf.all()])
         raise AssertionError("refusing ends the call")
 

@@ -27,7 +27,7 @@ from tests.bench.measure import Figure, of
 from tests.tiny import RED, encode, make_photo, make_tiny_bundle
 
 CALLERS = 16
-BLOCKS, BLOCK_S = 5, 8.0
+BLOCKS, BLOCK_S = 9, 8.0
 HALF_S, FLOOD_S = 40.0, 15.0
 STARTS = 7
 ADDED = 300

@@ -18,11 +18,13 @@ from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.client import Client
 from l2r2_serving.deadline import Costs, Deadline
 from l2r2_serving.limits import Slots, check_top_k
+from l2r2_serving.observing import Call, Nobody
 from l2r2_serving.server import RecognitionServer
 from l2r2_serving.settings import ServerSettings, available_cores
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.serving.running import BrokenLocalizer, ChangedBundle, GatedLocalizer, Running, eventually, running
 from tests.serving.statuses import detail, reason, refused
+from tests.serving.wire import RawCaller, message
 from tests.tiny import RED, encode, make_photo
 
 PHOTO = encode(make_photo(RED))
@@ -44,6 +46,36 @@ def test_overload_is_refused_at_once_and_says_when_to_retry(bundle: Bundle) -> N
         held.localizer.gate.set()
         assert [call.result().candidates[0].name for call in calls] == ["red", "red"]
         assert stub.Recognize(REQUEST).candidates[0].name == "red"
+
+
+def test_what_finds_no_room_is_refused_before_its_message_is_read(bundle: Bundle) -> None:
+    ended: list[Call] = []
+
+    class Witness(Nobody):
+        def call(self, call: Call) -> None:
+            ended.append(call)
+
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held, workers=1, max_queue=1, observer=Witness()) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        running_ = stub.Recognize.future(REQUEST)
+        eventually(lambda: place.server.slots.taken == 1)
+        for method in ("Recognize", "BatchRecognize"):
+            with RawCaller(place.address) as caller:
+                caller.begin(method)
+                assert caller.heard(b"1 requests are in flight"), "without a message"
+        eventually(lambda: len(ended) == 2)
+        assert {(call.method.rpartition("/")[2], call.code) for call in ended} == {
+            ("Recognize", "RESOURCE_EXHAUSTED"),
+            ("BatchRecognize", "RESOURCE_EXHAUSTED"),
+        }
+        with RawCaller(place.address) as caller:  # streams wait for room
+            caller.begin("StreamRecognize")
+            item = pb.StreamRecognizeRequest(id="a", request=REQUEST).SerializeToString()
+            caller.send(message(item), last=True)
+            held.localizer.gate.set()
+            assert b"red" in caller.data()
+        assert running_.result().candidates[0].name == "red"
 
 
 def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle) -> None:
