@@ -2,13 +2,13 @@
 
 import sys
 
-from l2r2 import allocator
+from l2r2 import machine
 
 
 def main() -> None:
     """Run the command line."""
     if sys.argv[1:2] == ["serve"]:
-        allocator.settle()
+        machine.settle_memory()
     from l2r2.cli import main as run
 
     run()

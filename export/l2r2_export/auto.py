@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from l2r2.bundle import Bundle, add_deployment
 from l2r2.errors import ExportError, L2R2Error
 from l2r2.images import Photograph
+from l2r2.machine import available_cores
 from l2r2.manifest import Deployment, Precision
 from l2r2.recognizer import Recognizer
 from l2r2.runtimes import why_not
@@ -225,7 +225,7 @@ def _measure(
     on_step: OnStep,
 ) -> dict[int, list[Tried]]:
     """Candidate's place → its settings."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     threads = sorted({1, cores})
     settings = [(place, t, b) for place in range(len(candidates)) for t in threads for b in batches]
     opened = {

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from l2r2.machine import available_cores
+
 PACKAGES = (
     "l2r2",
     "numpy",
@@ -71,7 +73,7 @@ def facts() -> dict[str, str]:
         "machine": platform.machine(),
         "board": _read(PROC / "device-tree/model").rstrip("\0"),
         "cores": str(os.cpu_count()),
-        "usable cores": str(usable_cores()),
+        "usable cores": str(available_cores()),
         "cpu quota": _read(CGROUP / "cpu.max").partition("max ")[0],
         "load": " ".join(f"{value:.1f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "",
         **_processor(),
@@ -89,11 +91,6 @@ def device_name(host: Mapping[str, str], on_gpu: bool) -> str:
         return host["gpu name"]
     name = host.get("board") or host.get("processor") or host.get("machine", "device")
     return f"{name}, {host.get('usable cores') or host.get('cores', '?')} cores"
-
-
-def usable_cores() -> int:
-    """That this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def forget_peak() -> None:

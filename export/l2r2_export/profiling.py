@@ -18,12 +18,13 @@ from l2r2.config import ImageSettings, Settings
 from l2r2.errors import ArtifactError, InputError
 from l2r2.images import Photograph
 from l2r2.localization.opening import LOCALIZER
+from l2r2.machine import available_cores
 from l2r2.manifest import REFERENCE
 from l2r2.recognizer import Recognizer, locating_scale
 from l2r2.runtimes.sessions import ENGINES, PROVIDERS
 from l2r2.types import Prediction, Region, Stage
 from l2r2.views import normalize, render
-from l2r2_export.host import Energy, device_name, facts, forget_peak, gpu_memory_mb, peak_memory_mb, usable_cores
+from l2r2_export.host import Energy, device_name, facts, forget_peak, gpu_memory_mb, peak_memory_mb
 from l2r2_export.layers import StageLayers, always_both, profile_layers
 
 STEPS = ("decode", "locate", "render FG", "classify FG", "render FULL", "classify FULL", "fuse")
@@ -199,7 +200,7 @@ def profile_bundle(
     load_ms = (time.perf_counter() - start) * 1000
     run = _Runs(photographs, bundle.manifest.images, warmups, on_step)
     (both, both_ms, _), (answers, cascade_ms, used) = run.in_turn([always_both(recognizer), recognizer])
-    callers = usable_cores()
+    callers = available_cores()
     together = run.together(recognizer, callers)
     peak, gpu_after = peak_memory_mb(), gpu_memory_mb() if on_gpu else None
     steps = dict(_steps(both, warmups))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from l2r2.errors import ArtifactError, BackendError, ConfigError
+from l2r2.machine import available_cores
 from l2r2.runtimes.packages import keep_silent, require
 from l2r2.runtimes.profiles import ShapeProfile
 from l2r2.runtimes.tensors import Input, check_feed
@@ -74,7 +74,7 @@ class OpenVinoSession:
             BackendError: this CPU does not compute in that precision.
         """
         load_openvino()
-        self._most = max(1, _cores() // threads)
+        self._most = max(1, available_cores() // threads)
         copied = self._most * _size(path) <= COPIES_BYTES
         streams = self._most if not copied else 0 if threads == 1 else 1  # 0: no threads are made that would idle
         settings: dict[str, Any] = {
@@ -187,10 +187,6 @@ def _shape(port: Any) -> list[int | str]:
 def _size(path: Path) -> int:
     """Bytes of a model with its weights, which may be in a file beside it."""
     return sum(file.stat().st_size for file in {path, path.with_suffix(".bin")} if file.is_file())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: Exception) -> str:

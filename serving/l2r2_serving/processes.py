@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeAlias
 
-from l2r2 import allocator
+from l2r2 import machine
 from l2r2.errors import BackendError, ConfigError, L2R2Error
 from l2r2_serving.settings import ServerSettings
 
@@ -199,7 +199,7 @@ def _share(settings: ServerSettings, place: int, port: int) -> ServerSettings:
 
 def _serve(work: Work, settings: ServerSettings, pipe: Connection) -> None:
     """In the new process."""
-    allocator.settle()
+    machine.settle_memory()
     os.setpgid(0, 0)  # Ctrl-C is the parent's, which passes it on
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:

@@ -26,7 +26,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from l2r2 import allocator
+from l2r2 import machine
 from l2r2.bundle import Bundle
 from l2r2.config import Settings
 from l2r2.errors import ArtifactError, BackendError, ConfigError, L2R2Error
@@ -247,7 +247,7 @@ class Recognizing:
     """An actor: opens the bundle once, then does shard after shard, one photograph at a time."""
 
     def __init__(self, out: Path, bundle: Path, settings: DatasetSettings) -> None:
-        allocator.settle()
+        machine.settle_memory()
         self._out = out
         self._size, self._top_k = settings.shard_size, settings.top_k
         self._listing = pl.scan_parquet(out / LISTING)

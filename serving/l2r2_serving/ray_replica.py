@@ -25,7 +25,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from l2r2 import allocator
+from l2r2 import machine
 from l2r2.errors import ConfigError
 from l2r2_serving.auth import TokenInterceptor, Tokens
 from l2r2_serving.bundles import REGISTRY, OpenBundle, Shelf, find_bundle, open_bundle
@@ -57,7 +57,7 @@ class Replica:
         Raises:
             ArtifactError, BackendError, ConfigError: as `find_bundle`, `open_bundle` and `OpenBundle.warm_up`.
         """
-        allocator.settle()
+        machine.settle_memory()
         set_up_logging(settings.log_format, settings.log_level)
         self._settings = settings
         self._place = place

@@ -16,9 +16,9 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined, unused-ignore]
 
-from l2r2.allocator import give_back
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
+from l2r2.machine import give_back_memory
 from l2r2.runtimes.batching import Ran
 from l2r2_serving.bundles import OpenBundle, Shelf, open_bundle
 from l2r2_serving.engine import Engine
@@ -172,7 +172,7 @@ class RecognitionServer:
             await asyncio.gather(*(loop.run_in_executor(self._pool, warm) for _ in range(workers)))
         finally:
             together.abort()  # whoever still waits after a failure or a stop would wait for ever
-        give_back()
+        give_back_memory()
         for each in opened:
             self.put(each)
         self._names += [f"{SERVICE}/{name}" for name in names]

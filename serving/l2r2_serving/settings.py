@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from l2r2.config import Settings
+from l2r2.machine import available_cores
 from l2r2_serving.limits import MAX_MESSAGE_MB, REQUESTS_A_WORKER
 from l2r2_serving.memory import MEMORY_S
 
@@ -136,26 +135,3 @@ class ServerSettings(Settings):
     @property
     def slot_count(self) -> int:
         return self.max_queue or REQUESTS_A_WORKER * self.worker_count
-
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux shows a container its own limits."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use; in a container fewer than the machine has."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(allowed, _cgroup_cores())))
-
-
-def _cgroup_cores() -> float:
-    """What a container's limit on CPU time amounts to (cgroup v2, else v1)."""
-    try:
-        if (CGROUP / "cpu.max").exists():
-            quota, period = (CGROUP / "cpu.max").read_text().split()
-        else:
-            quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        cores = float(quota) / float(period)
-    except (OSError, ValueError):  # no limit reads "max"
-        return math.inf
-    return cores if cores > 0 else math.inf

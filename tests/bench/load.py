@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from l2r2 import allocator
+from l2r2 import machine
 from l2r2.bundle import load_bundle
 from l2r2_serving.bundles import open_bundle
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -84,7 +84,7 @@ async def opened(address: str, photos: list[bytes], rate: float, seconds: float,
 
 def inside(bundle: str, deployment: list[str], photos: list[bytes], workers: int, seconds: float) -> dict[str, Any]:
     """The same answers without a server, in a process that takes memory as a server does."""
-    allocator.settle()
+    machine.settle_memory()
     found = open_bundle(load_bundle(Path(bundle)), *deployment)
     found.warm_up()
     record, lock, turn = _Record(), threading.Lock(), cycle(photos)

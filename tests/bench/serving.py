@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from l2r2 import allocator
+from l2r2 import machine
 from l2r2.bundle import load_bundle
 from l2r2.datasets import load_dataset
+from l2r2.machine import available_cores
 from l2r2_serving.bundles import open_bundle
 from l2r2_serving.client import Client
-from l2r2_serving.settings import ServerSettings, available_cores
+from l2r2_serving.settings import ServerSettings
 from tests.bench.exporting import BUNDLE, DATA, WORK
 from tests.bench.measure import Figure, of
 from tests.tiny import RED, encode, make_photo, make_tiny_bundle
@@ -122,7 +123,7 @@ def _ready(words: list[str]) -> Figure:
 
 def _added() -> Figure:
     """A photograph of 300 kB over gRPC and in this process, which takes memory as a server does, in turns."""
-    allocator.settle()
+    machine.settle_memory()
     data = _noisy()
     with tempfile.TemporaryDirectory() as folder:
         found = open_bundle(make_tiny_bundle(Path(folder) / "tiny"))

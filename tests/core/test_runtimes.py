@@ -198,7 +198,7 @@ def test_openvinos_weights_that_are_not_whole(ir, damage, message):
 
 def test_openvino_computes_in_float32_and_as_many_side_by_side_as_cores(convnet, monkeypatch):
     monkeypatch.setattr(open_vino, "COPIES_BYTES", 0)  # one for all
-    cores = len(os.sched_getaffinity(0))
+    cores = open_vino.available_cores()
     for threads in (1, 2):
         compiled = open_session(convnet, "openvino", threads=threads)._compiled
         assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
@@ -210,7 +210,7 @@ def test_openvino_computes_in_float32_and_as_many_side_by_side_as_cores(convnet,
 @pytest.mark.parametrize("limit", [0, open_vino.COPIES_BYTES], ids=["one for all", "copies"])
 def test_openvino_answers_more_callers_than_it_has_room_for(convnet, monkeypatch, limit):
     monkeypatch.setattr(open_vino, "COPIES_BYTES", limit)
-    monkeypatch.setattr(open_vino, "_cores", lambda: 3)
+    monkeypatch.setattr(open_vino, "available_cores", lambda: 3)
     session = open_session(convnet, "openvino")
     assert (session._compiled.get_property("NUM_STREAMS") == 0) == bool(limit)
     photos = images(40)

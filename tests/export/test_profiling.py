@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from l2r2.cli import build
 from l2r2.errors import ArtifactError, ConfigError, InputError
 from l2r2.experiments.compare import compare_profiles, profile_runs
 from l2r2.images import Photograph
+from l2r2.machine import available_cores
 from l2r2.manifest import Deployment, PolicyManifest
 from l2r2.tracking import Store
 from l2r2.types import Stage
@@ -101,7 +101,7 @@ def test_each_model_is_timed_alone_at_each_batch(found: Profile) -> None:
 
 
 def test_throughput_is_told_for_one_caller_and_for_as_many_as_cores(found: Profile) -> None:
-    assert found.callers == len(os.sched_getaffinity(0))
+    assert found.callers == available_cores()
     assert found.photographs_per_s_together is not None
     assert found.photographs_per_s_together > 0
     times = found.cascade

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -13,6 +12,7 @@ from google.rpc import error_details_pb2
 
 from l2r2.bundle import Bundle
 from l2r2.errors import BackendError, ConfigError, DeadlinePassed, InputError, Overloaded
+from l2r2.machine import available_cores
 from l2r2.types import Stage
 from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.client import Client
@@ -20,7 +20,7 @@ from l2r2_serving.deadline import Costs, Deadline
 from l2r2_serving.limits import Slots, check_top_k
 from l2r2_serving.observing import Call, Nobody
 from l2r2_serving.server import RecognitionServer
-from l2r2_serving.settings import ServerSettings, available_cores
+from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.serving.running import BrokenLocalizer, ChangedBundle, GatedLocalizer, Running, eventually, running
 from tests.serving.statuses import detail, reason, refused
@@ -276,28 +276,6 @@ def test_defaults_follow_the_cores() -> None:
     assert settings.worker_count == available_cores()
     assert settings.slot_count == 8 * available_cores()
     assert ServerSettings(workers=3).slot_count == 24
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "20000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, 64),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
-        ({}, 64),
-    ],
-)
-def test_a_container_has_the_cores_that_it_may_use(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr("l2r2_serving.settings.CGROUP", tmp_path)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
-    assert available_cores() == cores
 
 
 @pytest.mark.parametrize("top_k", [0, 101])

@@ -20,7 +20,7 @@ import numpy as np
 
 from l2r2.bundle import load_bundle
 from l2r2.datasets import load_dataset
-from l2r2_serving.settings import available_cores
+from l2r2.machine import available_cores
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.bench.exporting import BUNDLE, DATA, WORK
 from tests.bench.measure import Figure, of
