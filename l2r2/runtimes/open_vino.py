@@ -132,10 +132,7 @@ class OpenVinoSession:
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with self._room:
-            try:
-                request = self._idle.pop()  # atomic, and so is append
-            except IndexError:
-                request = self._another()
+            request = self._take()
             try:
                 results = request.infer(dict(feed), share_inputs=True)
                 return dict(zip(self.outputs, results.values(), strict=True))
@@ -144,12 +141,18 @@ class OpenVinoSession:
             finally:
                 self._idle.append(request)
 
-    def _another(self) -> Any:
-        """A request of a copy of its own, if copies are made; there are never more than inferences side by side."""
-        copy, compiled = self._copy, self._compiled
-        if copy is not None:
-            compiled = openvino_core().import_model(copy, "CPU", self._settings)
-        request = compiled.create_infer_request()
+    def _take(self) -> Any:
+        """An idle request, or another, of a copy of its own if copies are made; never more than run side by side."""
+        try:
+            return self._idle.pop()  # atomic, and so is append
+        except IndexError:
+            copy, compiled = self._copy, self._compiled
+        try:
+            if copy is not None:
+                compiled = openvino_core().import_model(copy, "CPU", self._settings)
+            request = compiled.create_infer_request()
+        except Exception as error:  # no memory left, say
+            raise BackendError(f"OpenVINO failed: {_reason(error)}") from error
         self._requests.append(request)
         if len(self._requests) == self._most:
             self._copy = None

@@ -229,6 +229,18 @@ def test_openvino_answers_more_callers_than_it_has_room_for(convnet, monkeypatch
         assert session._copy is None
 
 
+def test_openvino_without_room_for_a_copy_says_so_and_works_on(convnet, monkeypatch):
+    monkeypatch.setattr(open_vino, "available_cores", lambda: 2)
+    session = open_session(convnet, "openvino")
+    request = session._idle.pop()  # as if another thread ran it
+    session._copy = b"no model"
+    with pytest.raises(BackendError, match=r"^OpenVINO failed: "):
+        session.infer({"view": images(1)})
+    session._idle.append(request)
+    for _ in range(3):
+        assert session.infer({"view": images(1)})["logits"].shape == (1, 16)
+
+
 def test_openvino_runs_in_the_thread_that_calls(convnet):
     """So that none is woken for it."""
     session, photos = open_session(convnet, "openvino"), images(64)
