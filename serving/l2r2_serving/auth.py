@@ -39,6 +39,7 @@ from l2r2.errors import ConfigError, L2R2Error
 from l2r2_serving.callers import host_of, identity
 from l2r2_serving.errors import NotAllowed, Unauthenticated
 from l2r2_serving.guarding import GuardedStream
+from l2r2_serving.renewing import RenewedFiles
 from l2r2_serving.status import DETAILS_KEY, code_of, status_of
 from l2r2_serving.v1 import recognition_pb2 as pb
 
@@ -139,8 +140,7 @@ class Tokens:
         Raises:
             ConfigError: as `read_callers`.
         """
-        self._path = path
-        self._seen = self._stamp()
+        self._path, self._file = path, RenewedFiles([path])
         self._known = read_callers(path)
         self._readings = 0
 
@@ -175,22 +175,13 @@ class Tokens:
         return self._readings, _today()
 
     def _current(self) -> Callers:
-        stamp = self._stamp()
-        if stamp != self._seen:
-            self._seen = stamp
+        if self._file.renewed():
             try:
                 self._known = read_callers(self._path)
                 self._readings += 1
             except ConfigError as error:
                 _log.error("the changed token file is refused, the old one is used on: %s", error)
         return self._known
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]

@@ -12,6 +12,7 @@ import grpc
 
 from l2r2.errors import ConfigError
 from l2r2_serving.auth import read_callers
+from l2r2_serving.renewing import RenewedFiles
 from l2r2_serving.settings import ServerSettings, TlsSettings
 
 _log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def credentials(settings: TlsSettings) -> grpc.ServerCredentials:
     """What a server listens with.
 
     With `client_ca` a caller without a certificate from it is not heard. Renewed files are read at the next handshake;
-    while they do not fit together the old ones are used.
+    while they are being written or do not fit together the old ones are used.
 
     Raises:
         ConfigError: a file is missing or no PEM, the key is not the certificate's, or that has expired.
@@ -62,15 +63,13 @@ class _Renewing:
 
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
-        self._seen = self._stamp()
+        self._files = RenewedFiles(_files(settings))
         self.current = _load(settings)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC at each handshake; None: as before."""
-        stamp = self._stamp()
-        if stamp == self._seen:
+        if not self._files.renewed():
             return None
-        self._seen = stamp
         try:
             self.current = _load(self._settings)
         except ConfigError as error:
@@ -79,20 +78,9 @@ class _Renewing:
         _log.warning("a new certificate is used from now on: %s", self._settings.certificate)
         return self.current
 
-    def _stamp(self) -> tuple[object, ...]:
-        return tuple(_changed(path) for path in _files(self._settings))
-
 
 def _files(settings: TlsSettings) -> list[Path]:
     return [path for path in (settings.certificate, settings.key, settings.client_ca) if path is not None]
-
-
-def _changed(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _load(settings: TlsSettings) -> grpc.ServerCertificateConfiguration:

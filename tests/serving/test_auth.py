@@ -1,6 +1,5 @@
 """Who may call what: tokens whose hashes alone are kept, and listed certificates."""
 
-import os
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +14,13 @@ from typer.testing import CliRunner
 
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
+from l2r2_serving import renewing
 from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of, new_token, read_callers
 from l2r2_serving.errors import NotAllowed, Unauthenticated
 from l2r2_serving.logs import AccessLog
 from l2r2_serving.token_command import token as token_command
 from l2r2_serving.v1 import recognition_pb2 as pb
+from tests.serving.renewed import aged, put
 from tests.serving.running import eventually, running
 from tests.serving.statuses import reason, refused
 from tests.tiny import RED, encode, make_photo
@@ -34,13 +35,7 @@ def written(path: Path, **tokens: Token) -> Path:
     for name, token in tokens.items():
         text += f'[tokens.{name}]\nsha256 = "{token.sha256}"\nmethods = {list(token.methods)}\n'
         text += f"expires = {token.expires}\n" if token.expires else ""
-    path.write_text(text)
-    os.utime(path, ns=(written.clock, written.clock))  # a change is seen whatever the clock's grain
-    written.clock += 1_000_000_000
-    return path
-
-
-written.clock = 1_700_000_000_000_000_000
+    return put(path, text)
 
 
 def test_the_right_token_names_its_caller(tmp_path: Path) -> None:
@@ -76,17 +71,33 @@ def test_a_token_may_be_for_some_methods(tmp_path: Path) -> None:
         tokens.check("Bearer one", METHOD)
 
 
-def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(tmp_path: Path) -> None:
+def test_a_changed_file_is_taken_up_and_a_broken_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = written(tmp_path / "t.toml", a=Token(sha256=hash_of("one")))
     tokens = Tokens(path)
     written(path, b=Token(sha256=hash_of("two")))
     assert tokens.check("Bearer two", METHOD) == "b"
     with pytest.raises(Unauthenticated):  # taken away
         tokens.check("Bearer one", METHOD)
-    path.write_text("[tokens")
+    put(path, "[tokens")
     assert tokens.check("Bearer two", METHOD) == "b"
     path.unlink()
     assert tokens.check("Bearer two", METHOD) == "b"
+    assert len(caplog.messages) == 2
+
+
+def test_a_file_that_is_being_written_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor empties it first, and an empty list is a good one."""
+    monkeypatch.setattr(renewing, "QUIET_S", 1000.0)
+    path = written(tmp_path / "t.toml", a=Token(sha256=hash_of("one")), b=Token(sha256=hash_of("two")))
+    tokens = Tokens(path)
+    for part in ("", "[tokens.b]\n", f'[tokens.b]\nsha256 = "{hash_of("two")}"\n'):
+        path.write_text(part)
+        for sent in ("one", "two"):
+            assert tokens.check(f"Bearer {sent}", METHOD)
+    aged(path)
+    assert tokens.check("Bearer two", METHOD) == "b"
+    with pytest.raises(Unauthenticated):
+        tokens.check("Bearer one", METHOD)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,7 @@ def test_a_token_in_place_of_its_hash_is_not_repeated(tmp_path: Path, caplog: py
     made, path = new_token(), written(tmp_path / "t.toml", a=Token(sha256=hash_of("one")))
     tokens = Tokens(path)
     for text in (f'[tokens.a]\nsha256 = "{made}"', f"[tokens.a]\nsha256 = {made}", f'[tokens.a]\nmethods = "{made}"'):
-        path.write_text(text + "\n" * len(caplog.messages))
+        put(path, text)
         with pytest.raises(ConfigError) as caught:
             read_callers(path)
         assert made not in str(caught.value)
@@ -176,7 +187,7 @@ def test_a_list_that_became_empty_lets_nobody_in(tmp_path: Path) -> None:
     path = tmp_path / "t.toml"
     path.write_text(LISTED)
     tokens = Tokens(path)
-    path.write_text("")
+    put(path, "")
     for header, certified in (("", ["site.example"]), ("Bearer one", ["site.example"]), ("Bearer ", []), ("", [])):
         with pytest.raises(Unauthenticated):
             tokens.check(header, METHOD, certified)

@@ -19,6 +19,7 @@ from l2r2_serving.errors import NotAllowed
 from l2r2_serving.guarding import GuardedStream
 from l2r2_serving.observing import Call, Nobody
 from l2r2_serving.v1 import recognition_pb2 as pb
+from tests.serving.renewed import put
 from tests.serving.running import PATIENCE_S, ChangedBundle, GatedLocalizer, eventually, running
 from tests.serving.statuses import reason, refused
 from tests.serving.test_auth import written
@@ -139,12 +140,17 @@ def test_a_stream_whose_method_is_taken_away_ends_with_that(bundle: Bundle, tmp_
         assert (code, reason(status)) == (grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED")
 
 
-def test_a_stream_goes_on_while_the_file_is_broken(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stream_goes_on_while_the_file_is_broken(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = written(tmp_path / "t.toml", app=APP)
     with running(bundle, interceptors=[TokenInterceptor(Tokens(path))]) as place, place.stub() as stub:
         talk = Talk(stub)
-        path.write_text("[tokens")
-        for name in "abc":
+        talk.send("a")
+        assert next(talk.answers).id == "a"
+        put(path, "[tokens")
+        eventually(lambda: "the changed token file is refused" in caplog.text)
+        for name in "bc":
             talk.send(name)
             assert next(talk.answers).id == name
         talk.items.put(None)

@@ -12,11 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from l2r2.bundle import Bundle
 from l2r2.errors import ConfigError
+from l2r2_serving import renewing
 from l2r2_serving.auth import TokenInterceptor, Tokens, hash_of
 from l2r2_serving.settings import ServerSettings, TlsSettings
 from l2r2_serving.tls import credentials, is_loopback, require_safe
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
+from tests.serving.renewed import aged, put
 from tests.serving.running import Running, running
 from tests.serving.statuses import reason, refused
 from tests.tiny import RED, encode, make_photo
@@ -28,10 +30,12 @@ LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 def settings(folder: Path, cert: trustme.LeafCert, client_ca: trustme.CA | None = None) -> TlsSettings:
     folder.mkdir(exist_ok=True)
-    cert.private_key_pem.write_to_path(folder / "key.pem")
-    (folder / "cert.pem").write_bytes(b"".join(part.bytes() for part in cert.cert_chain_pems))
+    key, chain = folder / "key.pem", folder / "cert.pem"
+    cert.private_key_pem.write_to_path(key)
+    chain.write_bytes(b"".join(part.bytes() for part in cert.cert_chain_pems))
+    aged(key, chain)
     if client_ca is not None:
-        client_ca.cert_pem.write_to_path(folder / "ca.pem")
+        put(folder / "ca.pem", client_ca.cert_pem.bytes())
     return TlsSettings(
         certificate=folder / "cert.pem",
         key=folder / "key.pem",
@@ -147,7 +151,7 @@ def test_listed_certificates_call_what_they_may_and_others_nothing(bundle: Bundl
         assert len(calls) == seen
         assert ask(place, client=OTHER_CA.issue_cert("app.example")) == "UNAVAILABLE"
         assert try_all(place, CA.issue_cert("app.example"), "wrong") == [unknown, unknown, unknown, unknown, "OK"]
-        listed.write_text(f'[tokens.app]\nsha256 = "{hash_of("one")}"\n')
+        put(listed, f'[tokens.app]\nsha256 = "{hash_of("one")}"\n')
         assert try_all(place, CA.issue_cert("app.example")) == [unknown, unknown, unknown, unknown, "OK"]
         assert try_all(place, CA.issue_cert("app.example"), "one") == ["OK", "OK", "OK", no, "OK"]
 
@@ -188,15 +192,34 @@ def test_a_list_of_certificates_wants_an_authority(tmp_path: Path) -> None:
     require_safe(ServerSettings(tokens=listed))
 
 
-def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_renewed_certificate_is_taken_up_and_a_bad_one_is_not(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = settings(tmp_path, CA.issue_cert("localhost"))
     with running(bundle, credentials=credentials(first)) as place:
         assert ask(place) == "red"
         settings(tmp_path, OTHER_CA.issue_cert("localhost"))
         assert ask(place, OTHER_CA) == "red"
         assert ask(place) == "UNAVAILABLE"
-        first.key.write_text("no key")
+        put(first.key, "no key")
         assert ask(place, OTHER_CA) == "red"
+    assert "the new certificate is refused, the old one is used on" in caplog.text
+
+
+def test_a_certificate_whose_key_is_not_yet_written_is_waited_for(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewing, "QUIET_S", 1000.0)
+    now = settings(tmp_path / "now", CA.issue_cert("localhost"))
+    to_be = settings(tmp_path / "to be", OTHER_CA.issue_cert("localhost"))
+    with running(bundle, credentials=credentials(now)) as place:
+        now.certificate.write_bytes(to_be.certificate.read_bytes())
+        assert ask(place) == "red"
+        now.key.write_bytes(to_be.key.read_bytes())
+        assert ask(place) == "red"
+        aged(now.certificate, now.key)
+        assert ask(place, OTHER_CA) == "red"
+    assert "refused" not in caplog.text
 
 
 def damaged(folder: Path, what: str) -> TlsSettings:
