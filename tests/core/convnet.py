@@ -7,6 +7,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
+def images(n: int, seed: int = 0, size: int = 32) -> np.ndarray:
+    """What it is asked: float32 (n, 3, size, size) in [0, 1)."""
+    return np.random.default_rng(seed).random((n, 3, size, size)).astype(np.float32)
+
+
 def save_convnet(path: Path, *, channels: int = 8, depth: int = 2, size: int = 16, seed: int = 0) -> Path:
     """Convolutions conv0 … with ReLU, then pooling; `view` "n 3 size size" → `logits` "n channels"."""
     rng = np.random.default_rng(seed)
@@ -30,4 +35,12 @@ def save_convnet(path: Path, *, channels: int = 8, depth: int = 2, size: int = 1
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+    return path
+
+
+def save_ir(model: Path, path: Path) -> Path:
+    """An ONNX model in OpenVINO's own format, float32."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(str(model)), path, compress_to_fp16=False)
     return path
