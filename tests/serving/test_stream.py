@@ -142,7 +142,7 @@ def test_a_broken_connection_costs_nothing_twice(bundle: Bundle) -> None:
         # The channel is closed: the connection is gone while b is being worked on.
         with place.stub() as stub:
             again = Uploading(stub)
-            again.send(item("a"), item("b", "green"), item("c"))
+            again.send(item("b", "green"), item("a"), item("c"))  # when a is answered, b was read
             replayed = next(again.call)
             assert (replayed.id, replayed.replayed) == ("a", True)
             assert replayed.response == first.response
