@@ -30,7 +30,7 @@ from tests.tiny import BLUE, DARK_GREEN, GREEN, MUDDY, RED, encode, make_photo, 
 
 ray = pytest.importorskip("ray")
 
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """Ray takes seconds to start, more on a busy machine."""
 
 

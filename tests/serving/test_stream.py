@@ -102,13 +102,13 @@ def test_no_more_is_read_than_can_be_worked_on(bundle: Bundle) -> None:
             image=PHOTOS["red"] + bytes(2**20)
         )  # so that HTTP/2's own windows are small beside it
         upload = Uploading(stub)
-        upload.send(*(pb.StreamRecognizeRequest(id=str(n), request=big) for n in range(40)))
+        upload.send(*(pb.StreamRecognizeRequest(id=str(n), request=big) for n in range(80)))
         eventually(lambda: held.localizer.reached == before + 1)
         threading.Event().wait(0.5)
-        assert upload.read < 20
+        assert upload.read < 60  # what the sockets of a busy machine hold is some 20 of them
         held.localizer.gate.set()
         upload.done()
-        assert len(list(upload.call)) == 40
+        assert len(list(upload.call)) == 80
 
 
 def test_a_stream_does_not_shut_others_out(bundle: Bundle) -> None:
