@@ -175,12 +175,14 @@ class Tokens:
         return self._readings, _today()
 
     def _current(self) -> Callers:
-        if self._file.renewed():
-            try:
-                self._known = read_callers(self._path)
+        try:
+            known = self._file.reread(lambda: read_callers(self._path))
+        except ConfigError as error:
+            _log.error("the changed token file is refused, the old one is used on: %s", error)
+        else:
+            if known is not None:
+                self._known = known
                 self._readings += 1
-            except ConfigError as error:
-                _log.error("the changed token file is refused, the old one is used on: %s", error)
         return self._known
 
 

@@ -68,13 +68,14 @@ class _Renewing:
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC at each handshake; None: as before."""
-        if not self._files.renewed():
-            return None
         try:
-            self.current = _load(self._settings)
+            found = self._files.reread(lambda: _load(self._settings))
         except ConfigError as error:
             _log.error("the new certificate is refused, the old one is used on: %s", error)
             return None
+        if found is None:
+            return None
+        self.current = found
         _log.warning("a new certificate is used from now on: %s", self._settings.certificate)
         return self.current
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_it_runs_in_the_thread_that_calls(convnet):
             session.infer({"view": photos})
         return (time.thread_time() - own) / (time.process_time() - whole)
 
-    assert max(share() for _ in range(5)) > 0.8  # what other tests left behind may run meanwhile
+    assert median(share() for _ in range(5)) > 0.8
 
 
 def test_it_keeps_what_it_compiles_only_where_it_is_told(convnet, tmp_path, monkeypatch):

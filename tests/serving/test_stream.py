@@ -3,12 +3,14 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
 
 from l2r2.bundle import Bundle
+from l2r2_serving import reading
 from l2r2_serving.memory import Memory
 from l2r2_serving.status import FieldError
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -93,7 +95,21 @@ def test_answers_come_when_they_are_ready_not_in_order(bundle: Bundle) -> None:
         assert upload.call.code() is grpc.StatusCode.OK
 
 
-def test_no_more_is_read_than_can_be_worked_on(bundle: Bundle) -> None:
+def test_no_more_is_read_than_can_be_worked_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+
+    def counting(lenient: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+            def take(data: bytes) -> Any:
+                nonlocal read
+                read += 1
+                return lenient(deserialize)(data)
+
+            return take
+
+        return counted
+
+    monkeypatch.setattr(reading, "_lenient", counting(reading._lenient))
     held = ChangedBundle(bundle, GatedLocalizer)
     with running(held, workers=1) as place, place.stub() as stub:
         held.localizer.gate.clear()
@@ -104,11 +120,13 @@ def test_no_more_is_read_than_can_be_worked_on(bundle: Bundle) -> None:
         upload = Uploading(stub)
         upload.send(*(pb.StreamRecognizeRequest(id=str(n), request=big) for n in range(80)))
         eventually(lambda: held.localizer.reached == before + 1)
+        eventually(lambda: read == 2)
         threading.Event().wait(0.5)
-        assert upload.read < 60  # what the sockets of a busy machine hold is some 20 of them
+        assert read == 2  # twice the workers
+        assert upload.read < 60  # the others wait with the caller, but for some 20 that a busy machine's sockets hold
         held.localizer.gate.set()
         upload.done()
-        assert len(list(upload.call)) == 80
+        assert len(list(upload.call)) == read == 80
 
 
 def test_a_stream_does_not_shut_others_out(bundle: Bundle) -> None:
