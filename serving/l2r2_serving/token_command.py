@@ -32,7 +32,9 @@ def token(
     methods: Annotated[
         str | None, typer.Option(help="What it may call: Recognize,GetBundle.", show_default="everything")
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="How long it is good.", show_default="for ever")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=36_500, help="How long it is good.", show_default="for ever")
+    ] = None,
     certificate: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Make no token: the caller is known by this name in its certificate (mTLS)."),

@@ -3,11 +3,12 @@
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import date
 from pathlib import Path
 
 import grpc
 import pytest
+import time_machine
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
@@ -27,7 +28,6 @@ from tests.tiny import RED, encode, make_photo
 
 METHOD = "/l2r2.v1.RecognitionService/Recognize"
 REQUEST = pb.RecognizeRequest(image=encode(make_photo(RED)))
-TODAY = datetime.now(UTC).date()
 
 
 def written(path: Path, **tokens: Token) -> Path:
@@ -54,14 +54,14 @@ def test_anything_else_is_refused_in_the_same_words(header: str, tmp_path: Path)
 
 
 def test_a_token_expires_after_its_last_day(tmp_path: Path) -> None:
-    today, yesterday = (
-        Token(sha256=hash_of("t"), expires=TODAY),
-        Token(sha256=hash_of("y"), expires=TODAY - timedelta(1)),
-    )
-    tokens = Tokens(written(tmp_path / "t.toml", today=today, yesterday=yesterday))
-    assert tokens.check("Bearer t", METHOD) == "today"
-    with pytest.raises(Unauthenticated, match=r"^no token, or none that is good"):
-        tokens.check("Bearer y", METHOD)
+    tokens = Tokens(written(tmp_path / "t.toml", app=Token(sha256=hash_of("t"), expires=date(2030, 1, 31))))
+    with time_machine.travel("2030-01-31T23:59:59Z", tick=False):
+        assert tokens.check("Bearer t", METHOD) == "app"
+    with (
+        time_machine.travel("2030-02-01T00:00:00Z", tick=False),
+        pytest.raises(Unauthenticated, match=r"^no token, or none that is good"),
+    ):
+        tokens.check("Bearer t", METHOD)
 
 
 def test_a_token_may_be_for_some_methods(tmp_path: Path) -> None:
@@ -264,13 +264,14 @@ def test_the_command_prints_a_token_once_and_keeps_its_hash(
     command: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     file = tmp_path / "t.toml"
-    code, one = command("app", "--file", str(file), "--methods", "Recognize,GetBundle", "--days", "2")
+    with time_machine.travel("2030-01-31T23:59:59Z", tick=False):
+        code, one = command("app", "--file", str(file), "--methods", "Recognize,GetBundle", "--days", "2")
     assert code == 0
     _, other = command("other-app", "--file", str(file))
     assert one.strip() not in file.read_text()
     found = read_callers(file).tokens
     assert found["app"] == Token(
-        sha256=hash_of(one.strip()), methods=("Recognize", "GetBundle"), expires=TODAY + timedelta(2)
+        sha256=hash_of(one.strip()), methods=("Recognize", "GetBundle"), expires=date(2030, 2, 2)
     )
     assert found["other-app"] == Token(sha256=hash_of(other.strip()))
     assert "already" in command("app", "--file", str(file))[1]

@@ -28,7 +28,8 @@ def command(file: Path) -> Command:
 
     def run(*words: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, [*words, "--file", str(file)])
-        return done.exit_code, done.output if done.exception is None else str(done.exception)
+        refused = done.exception is not None and not isinstance(done.exception, SystemExit)
+        return done.exit_code, str(done.exception) if refused else done.output
 
     return run
 
@@ -92,6 +93,13 @@ def test_what_others_wrote_is_written_back(command: Command, file: Path) -> None
 def test_a_method_that_there_is_not_is_refused(command: Command, file: Path) -> None:
     assert "no method 'Recognise'; expected some of Recognize, " in command("app", "--methods", "Recognise")[1]
     assert not file.exists()
+
+
+@pytest.mark.parametrize("days", ["0", "36501", "99999999999"])
+def test_days_have_bounds(days: str, command: Command, file: Path) -> None:
+    code, said = command("app", "--days", days)
+    assert (code, file.exists()) == (2, False)
+    assert "Invalid value for '--days'" in said
 
 
 def test_who_may_read_the_file_stays_as_it_was(command: Command, file: Path) -> None:
