@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import inspect
 import logging
 import secrets
 import time
@@ -39,12 +38,10 @@ from l2r2.errors import ConfigError, L2R2Error
 from l2r2_serving.callers import host_of, identity
 from l2r2_serving.errors import NotAllowed, Unauthenticated
 from l2r2_serving.guarding import GuardedStream
+from l2r2_serving.reading import OPEN, Answering, abort
 from l2r2_serving.renewing import RenewedFiles
-from l2r2_serving.status import DETAILS_KEY, code_of, status_of
+from l2r2_serving.status import grpc_code_of
 from l2r2_serving.v1 import recognition_pb2 as pb
-
-OPEN = ("/grpc.health.v1.Health/",)
-"""Beginnings of methods that nobody needs a token for: whoever balances or restarts servers has none."""
 
 OWN = pb.DESCRIPTOR.services_by_name["RecognitionService"].full_name
 """Whose methods a token is for unless its section says otherwise."""
@@ -61,8 +58,8 @@ _log = logging.getLogger(__name__)
 class Rights(Settings):
     """What a caller may do."""
 
-    methods: tuple[str, ...] = ()
-    """Methods of l2r2.v1.RecognitionService by name, and other services by theirs; empty: all of l2r2.v1."""
+    methods: tuple[str, ...] | None = None
+    """Methods of l2r2.v1.RecognitionService by name, and other services by theirs; None: all of l2r2.v1."""
     expires: date | None = None
     """The last day on which it is good, UTC."""
 
@@ -76,8 +73,9 @@ class Rights(Settings):
         service, _, name = method.removeprefix("/").partition("/")
         if service.startswith("grpc.reflection."):  # what it tells is in the .proto
             return True
-        own = service == OWN
-        return service in self.methods or (own and (not self.methods or name in self.methods))
+        if self.methods is None:
+            return service == OWN
+        return service in self.methods or (service == OWN and name in self.methods)
 
 
 class Token(Rights):
@@ -159,7 +157,8 @@ class Tokens:
         by_certificate = certified and known.certificates and not header
         caller, rights = _by_certificate(known, certified) if by_certificate else _by_token(known, header)
         if not rights.may_call(method):
-            name, may = method.rpartition("/")[2], ", ".join(rights.methods or (OWN,))
+            name = method.rpartition("/")[2]
+            may = OWN if rights.methods is None else ", ".join(rights.methods) or "nothing"
             raise NotAllowed(f"{caller} may not call {name}; it may call {may}")
         return caller
 
@@ -189,8 +188,8 @@ class Tokens:
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """Refuses a call of nobody it knows, and names its caller to the rest.
 
-    A token is judged before the call's message is read; a certificate after that, since gRPC shows it no sooner. A
-    stream whose caller is welcome no more ends once what it had accepted is answered.
+    Both are judged before the call's message is read. A stream whose caller is welcome no more ends once what it had
+    accepted is answered. Stands before a `ReadingInterceptor`.
 
     Attributes:
         refused: Calls so far, by gRPC's name of the status.
@@ -210,52 +209,37 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
         method = handler_call_details.method
         if method.startswith(OPEN):
             return await continuation(handler_call_details)
-        sent = {str(key): value for key, value in handler_call_details.invocation_metadata or ()}
-        header = sent.get("authorization", "")
-        if not isinstance(header, str):
-            header = ""
-        judged = bool(header) or not self._tokens.by_certificate
-        if judged:
+        header = _header(handler_call_details.invocation_metadata)
+        if (
+            header or not self._tokens.by_certificate
+        ):  # no certificate is looked at
             try:
-                identity.set(self._tokens.check(header, method))
+                self._tokens.check(header, method)
             except L2R2Error as error:
                 return self._refusing(error)
         handler: Any = await continuation(handler_call_details)
+        return None if handler is None else handler._replace(stream_stream=self.guarded(method, handler.stream_stream))
 
-        def check(context: Any) -> str:
-            return self._tokens.check(header, method, names_of(context))
+    def guarded(self, method: str, answer: Answering) -> Answering:
+        """A method that is called only for those who may.
 
-        if handler is None or (judged and not handler.request_streaming):
-            return handler
-        if handler.unary_unary is not None:
-            return handler._replace(unary_unary=self._one(handler.unary_unary, check))
-        if handler.stream_stream is not None:
-            return handler._replace(stream_stream=self._many(handler.stream_stream, check))
-        raise NotImplementedError(f"{method} is neither unary nor a stream both ways: nobody would be asked")
+        Args:
+            method: As on the wire, /SERVICE/METHOD.
+        """
 
-    def _one(self, answer: Callable[..., Awaitable[Any]], check: Callable[[Any], str]) -> Callable[..., Awaitable[Any]]:
-        async def answering(request: Any, context: Any) -> Any:
+        async def answering(_messages: Any, context: Any) -> None:
+            header = _header(context.invocation_metadata())
+
+            def check() -> str:
+                return self._tokens.check(header, method, names_of(context))
+
             try:
-                identity.set(check(context))
+                identity.set(check())
             except L2R2Error as error:
                 await self._refuse(error, context)
-            return await answer(request, context)
-
-        return answering
-
-    def _many(self, answer: Callable[..., Any], check: Callable[[Any], str]) -> Callable[..., Awaitable[None]]:
-        async def answering(_requests: Any, context: Any) -> None:
-            try:
-                identity.set(check(context))
-            except L2R2Error as error:
-                await self._refuse(error, context)
-            stream = GuardedStream(context, lambda: check(context), lambda: self._tokens.state)
+            stream = GuardedStream(context, check, lambda: self._tokens.state)
             with stream.watched():
-                if inspect.isasyncgenfunction(answer):
-                    async for each in answer(stream.messages(), stream):
-                        await context.write(each)
-                else:
-                    await answer(stream.messages(), stream)
+                await answer(stream.messages(), stream)
             if stream.refusal is not None:
                 await self._refuse(stream.refusal, context)
 
@@ -271,9 +255,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
 
     async def _refuse(self, error: L2R2Error, context: Any) -> None:
         """End a call; never returns."""
-        status, code = status_of(error), code_of(type(error))
-        self._count(code.name, context.peer())
-        await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+        self._count(grpc_code_of(error).name, context.peer())
+        await abort(context, error)
 
     def _count(self, code: str, peer: str) -> None:
         """A flood is a line a minute."""
@@ -282,6 +265,12 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
         if now >= self._report_at:
             _log.warning("calls refused: %d; the last one %s, from %s", total - self._reported, code, host_of(peer))
             self._report_at, self._reported = now + REPORT_S, total
+
+
+def _header(metadata: Any) -> str:
+    """What a call's metadata has as "authorization"; empty: nothing."""
+    sent = {str(key): value for key, value in metadata or ()}.get("authorization", "")
+    return sent if isinstance(sent, str) else ""
 
 
 def names_of(context: Any) -> tuple[str, ...]:

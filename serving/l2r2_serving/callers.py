@@ -34,10 +34,15 @@ def begun(method: str, context: Any) -> Call:
     given, parent = sent.get(REQUEST_ID, ""), sent.get(TRACEPARENT, "")
     return Call(
         method,
-        caller=identity.get() or certified(context) or host_of(context.peer()),
+        caller=caller_of(context),
         request_id=given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
         traceparent=parent if isinstance(parent, str) and _TRACEPARENT.fullmatch(parent) else "",
     )
+
+
+def caller_of(context: Any) -> str:
+    """Who a call is counted for: whom its token or certificate names, else its host."""
+    return identity.get() or certified(context) or host_of(context.peer())
 
 
 def certified(context: Any) -> str:

@@ -182,8 +182,11 @@ class Reach:
     def options(self) -> list[tuple[str, Any]]:
         """Of a channel."""
         spread = [("grpc.lb_policy_name", "round_robin")] if self.server.startswith(MANY) else []
+        # An HTTP proxy of the environment would read what is sent as plain text; through TLS it sees nothing.
+        direct = [] if self.tls else [("grpc.enable_http_proxy", 0)]
         return [
             *spread,
+            *direct,
             ("grpc.max_send_message_length", self.limit),
             ("grpc.max_receive_message_length", self.limit),
             ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),

@@ -25,7 +25,7 @@ class GuardedStream:
     So whoever answers them finishes what it has, and needs to know nothing of rights.
 
     Attributes:
-        refusal: Why they ended; None: they have not, or by the caller's own will.
+        refusal: Why they were ended; None: they were not, or by the caller's own will.
     """
 
     def __init__(self, context: Any, check: Callable[[], object], state: Callable[[], object]) -> None:
@@ -39,6 +39,7 @@ class GuardedStream:
         self._context, self._check, self._state = context, check, state
         self._seen = state()
         self._reading: asyncio.Timeout | None = None
+        self._unwelcome: L2R2Error | None = None
         self.refusal: L2R2Error | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +47,7 @@ class GuardedStream:
 
     async def read(self) -> Any:
         """The next message; grpc.aio.EOF: there is none, or none is taken any more."""
-        if self.refusal is None:
+        if self._unwelcome is None:
             try:
                 async with asyncio.timeout(None) as self._reading:
                     return await self._context.read()
@@ -54,6 +55,7 @@ class GuardedStream:
                 pass
             finally:
                 self._reading = None
+        self.refusal = self._unwelcome
         return grpc.aio.EOF
 
     async def messages(self) -> AsyncIterator[Any]:
@@ -76,12 +78,12 @@ class GuardedStream:
     def _look(self) -> None:
         self._plan()
         state = self._state()
-        if self.refusal is not None or state == self._seen:
+        if self._unwelcome is not None or state == self._seen:
             return
         self._seen = state
         try:
             self._check()
         except L2R2Error as error:
-            self.refusal = Unauthenticated(ENDED) if isinstance(error, Unauthenticated) else error
+            self._unwelcome = Unauthenticated(ENDED) if isinstance(error, Unauthenticated) else error
             if self._reading is not None:
                 self._reading.reschedule(asyncio.get_running_loop().time())

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from l2r2.errors import InputError
 from l2r2_serving.status import FieldError, status_of
@@ -17,7 +17,10 @@ MEMORY_S = 600.0
 """How long an answer is kept: a phone's way through a tunnel, with patience."""
 
 MEMORY_MB = 64
-"""MiB of answers kept in all; an answer has some kilobytes, so some ten thousand."""
+"""MiB of answers kept in all; one takes some kilobytes, so some ten thousand."""
+
+ENTRY_BYTES = 2048
+"""That an answer takes beside its bytes on the wire: keys, digest, the message's own parts. Measured: 2.2 KB."""
 
 PASSING = frozenset({1, 4, 8, 10, 13, 14})
 """Codes that another try may not meet: CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, INTERNAL,
@@ -25,6 +28,8 @@ UNAVAILABLE. Such an end is forgotten."""
 
 Work = Callable[[], Awaitable[pb.RecognizeResponse]]
 
+Begun = Callable[[], None]
+"""To be called when work has what it waited for and begins."""
 
 Key = tuple[str, str, str]
 """Caller, session and id."""
@@ -32,12 +37,21 @@ Key = tuple[str, str, str]
 
 @dataclass(slots=True)
 class _Entry:
-    """An item that is worked on or was answered."""
+    """An item that waits, is worked on or was answered: it has either a task or a response."""
 
     digest: bytes
-    task: asyncio.Task[pb.StreamRecognizeResponse]
-    began: float
+    came: float
+    task: asyncio.Task[pb.StreamRecognizeResponse] | None = None
+    response: pb.StreamRecognizeResponse | None = None
+    callers: int = 0
+    begun: bool = False
+    told: list[Begun] = field(default_factory=list)
     size: int = 0
+
+    def begin(self) -> None:
+        self.begun = True
+        while self.told:
+            self.told.pop()()
 
 
 class Memory:
@@ -52,12 +66,23 @@ class Memory:
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self.size = 0
 
-    async def answer(self, caller: str, item: pb.StreamRecognizeRequest, work: Work) -> pb.StreamRecognizeResponse:
-        """The item's result: remembered, joined, or worked out now. Work once begun goes on without its caller.
+    async def answer(
+        self,
+        caller: str,
+        item: pb.StreamRecognizeRequest,
+        work: Callable[[Begun], Awaitable[pb.RecognizeResponse]],
+        begun: Begun,
+    ) -> pb.StreamRecognizeResponse:
+        """The item's result: remembered, joined, or worked out now.
+
+        Work once begun goes on without its caller, who comes back for it; what still waits is dropped with its last
+        caller, so that streams which come and go leave no queue behind.
 
         Args:
             caller: Who asks; one cannot see another's session.
             item: With a session.
+            work: Says when it waits no more and begins.
+            begun: Told so, at once if it has begun for somebody else.
         Raises:
             FieldError: the id was used for another photograph.
         """
@@ -69,41 +94,59 @@ class Memory:
             raise FieldError(
                 "id", InputError(f"id {item.id!r} was sent before with another request; expected a new id")
             )
-        replayed = entry is not None and entry.task.done()
+        if entry is not None and entry.response is not None:
+            again = pb.StreamRecognizeResponse(replayed=True)
+            again.MergeFrom(entry.response)
+            return again
         if entry is None:
-            task = asyncio.create_task(outcome(item.id, work))
-            entry = self._entries[key] = _Entry(digest, task, time.monotonic())
-            task.add_done_callback(lambda _task: self._keep(key))
-        response = await asyncio.shield(entry.task)
-        if not replayed:
-            return response
-        again = pb.StreamRecognizeResponse(replayed=True)
-        again.MergeFrom(response)
-        return again
+            entry = self._entries[key] = _Entry(digest, time.monotonic())
+            entry.task = asyncio.create_task(self._work(key, entry, lambda: work(entry.begin)))
+        task = entry.task
+        assert task is not None
+        entry.callers += 1
+        entry.told.append(begun)
+        if entry.begun:
+            entry.begin()
+        try:
+            return await asyncio.shield(task)
+        finally:
+            entry.callers -= 1
+            if not (entry.callers or entry.begun or task.done()):
+                del self._entries[key]
+                task.cancel()
 
     async def settled(self) -> None:
         """Wait for all that is being worked on."""
-        await asyncio.gather(*(entry.task for entry in self._entries.values()), return_exceptions=True)
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _keep(self, key: Key) -> None:
-        entry = self._entries[key]
-        failed = entry.task.cancelled() or entry.task.exception() is not None
-        if failed or (entry.task.result().HasField("status") and entry.task.result().status.code in PASSING):
-            del self._entries[key]
-            return
-        entry.size = entry.task.result().ByteSize()
-        self.size += entry.size
-        self._forget()
+    async def _work(self, key: Key, entry: _Entry, work: Work) -> pb.StreamRecognizeResponse:
+        response = None
+        try:
+            response = await outcome(key[2], work)
+        finally:
+            entry.task = None
+            if response is None or (response.HasField("status") and response.status.code in PASSING):
+                if self._entries.get(key) is entry:
+                    del self._entries[key]
+            else:
+                entry.response, entry.size = response, response.ByteSize() + ENTRY_BYTES
+                self.size += entry.size
+                self._forget()
+        return response
 
     def _forget(self) -> None:
         """What is too old, and the oldest while all is too much; never what is still worked on."""
         old = time.monotonic() - self._seconds
-        for key, entry in list(self._entries.items()):
-            if entry.began >= old and self.size <= self._most:
+        gone = []
+        for key, entry in self._entries.items():
+            if entry.came >= old and self.size <= self._most:
                 break
-            if entry.size:
+            if entry.response is not None:
                 self.size -= entry.size
-                del self._entries[key]
+                gone.append(key)
+        for key in gone:
+            del self._entries[key]
 
 
 async def outcome(name: str, work: Work) -> pb.StreamRecognizeResponse:

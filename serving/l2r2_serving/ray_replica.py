@@ -8,7 +8,7 @@ What differs from a server of its own:
 - A stream (bidirectional; Ray 2.60 has them) that fails as a whole has a code and a message but no google.rpc.Status;
   each of its items has its own, as ever. What streams were answered is remembered by each replica alone. One that goes
   on holds up a stop for as long as `grace_s`.
-- A message that is none is INTERNAL, as gRPC has it.
+- Slots are of each replica; what is open at once is bounded by the proxy, which also asks who calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -34,6 +33,7 @@ from l2r2_serving.limits import Slots
 from l2r2_serving.logs import AccessLog, set_up_logging
 from l2r2_serving.memory import Memory
 from l2r2_serving.observing import Observers
+from l2r2_serving.reading import Answering, once
 from l2r2_serving.service import SERVICE, RecognitionService
 from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -110,7 +110,7 @@ class Replica:
     async def StreamRecognize(self, requests: Any, grpc_context: Any) -> AsyncIterator[Message]:  # noqa: N802
         """Answer each item when it is ready."""
         context = _Context(grpc_context, requests)
-        task = asyncio.create_task(self._call("StreamRecognize", requests, context))
+        task = asyncio.create_task(self._call("StreamRecognize", self._servicer().StreamRecognize, context))
         try:
             while (response := await context.next_written(task)) is not None:
                 yield response
@@ -123,7 +123,7 @@ class Replica:
         known = ["", SERVICE, *(f"{SERVICE}/{opened.name}" for opened in self._shelf.all())]
         if request.service not in known:
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
-            grpc_context.set_details(f"unknown service; expected one of: {', '.join(known)}")
+            grpc_context.set_details("unknown service")
             return health_pb2.HealthCheckResponse()
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
@@ -139,23 +139,15 @@ class Replica:
 
     async def _unary(self, method: str, request: Message, empty: Message, grpc_context: Any) -> Message:
         # Returned, not raised: with an exception Ray would drop the trailing metadata.
-        context = _Context(grpc_context)
+        context = _Context(grpc_context, _only(request))
         with suppress(_Ended):
-            answered: Message = await self._call(method, request, context)
-            return answered
-        return empty
+            await self._call(method, once(getattr(self._servicer(), method)), context)
+        return context.written() or empty
 
-    async def _call(self, method: str, request: Any, context: _Context) -> Any:
-        async def found(_details: object = None) -> grpc.RpcMethodHandler:
-            make = grpc.stream_stream_rpc_method_handler if context.streams else grpc.unary_unary_rpc_method_handler
-            return make(getattr(self._servicer(), method))
-
-        if self._guard is None:
-            handler = await found()
-        else:
-            details = _Details(f"/{SERVICE}/{method}", context.invocation_metadata())
-            handler = await self._guard.intercept_service(found, details)
-        return await (handler.unary_unary or handler.stream_stream)(request, context)
+    async def _call(self, method: str, answer: Answering, context: _Context) -> None:
+        if self._guard is not None:
+            answer = self._guard.guarded(f"/{SERVICE}/{method}", answer)
+        await answer(None, context)
 
     def _servicer(self) -> RecognitionService:
         """Made by the first call, since it belongs to the event loop of the calls."""
@@ -183,29 +175,16 @@ class Replica:
         return opened
 
 
-@dataclass(frozen=True)
-class _Details(grpc.HandlerCallDetails):  # type: ignore[misc, unused-ignore]
-    """Of a call before it is answered."""
-
-    method: str
-    invocation_metadata: Any
-
-
 class _Ended(Exception):  # noqa: N818  the state, not the event
     """A call has its status."""
 
 
 class _Context:
-    """A call as the servicer knows it from gRPC, made of what Ray passes on.
+    """A call as the servicer knows it from gRPC, made of what Ray passes on."""
 
-    Attributes:
-        streams: Whether it is one of many messages.
-    """
-
-    def __init__(self, told: Any, requests: Any = None) -> None:
+    def __init__(self, told: Any, requests: Any) -> None:
         self._told = told
         self._requests = requests
-        self.streams = requests is not None
         self._trailing: list[tuple[str, str | bytes]] = []
         self._written: asyncio.Queue[Message] = asyncio.Queue(1)  # a caller that reads slowly is read slowly
 
@@ -246,9 +225,17 @@ class _Context:
             await asyncio.wait({getting, task}, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
                 return getting.result()
-            return None if self._written.empty() else self._written.get_nowait()
+            return self.written()
         finally:
             getting.cancel()
+
+    def written(self) -> Message | None:
+        """An answer that was not taken yet; None: there is none."""
+        return None if self._written.empty() else self._written.get_nowait()
+
+
+async def _only(request: Message) -> AsyncIterator[Message]:
+    yield request
 
 
 def _refuse(grpc_context: Any) -> None:

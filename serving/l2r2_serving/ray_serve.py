@@ -17,8 +17,9 @@ from types import FrameType
 
 from l2r2.errors import BackendError, ConfigError
 from l2r2_serving.bundles import REGISTRY, find_bundle
+from l2r2_serving.ray_proxy import listening
 from l2r2_serving.ray_replica import HEALTH_S, Replica
-from l2r2_serving.ray_start import listening, ray_running
+from l2r2_serving.ray_start import ray_running
 from l2r2_serving.server import ARRIVING, check_address
 from l2r2_serving.settings import RaySettings, ServerSettings
 from l2r2_serving.tls import credentials, require_safe
@@ -85,6 +86,8 @@ def _check(settings: ServerSettings, scaling: RaySettings) -> None:
     changed = [name for name in UNSUPPORTED if name in fields and getattr(settings, name) != fields[name].default]
     if changed:
         raise ConfigError(f"{', '.join(changed)} mean nothing with --ray; leave them out")
+    if settings.reflection and settings.tokens is not None:
+        raise ConfigError("with --ray, reflection answers whoever asks, with or without a token; leave one of them out")
     if len(settings.bundles) != 1:
         raise ConfigError(f"{len(settings.bundles)} bundles with --ray; expected one, start one service a bundle")
     if scaling.max_replicas is not None and scaling.max_replicas < scaling.min_replicas:

@@ -1,30 +1,22 @@
 """Starting Ray, or joining a cluster, with nothing open that need not be.
 
-Of its own accord Ray sends usage statistics, lets anybody who reaches its ports run code, and has Serve's gRPC proxy
-listen on every address in plain text. Here it does none of that.
+Of its own accord Ray sends usage statistics and lets anybody who reaches its ports run code. Here it does neither;
+`ray_proxy` sees to the port that callers reach.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l2r2.errors import BackendError, BackendMissing
-
-if TYPE_CHECKING:
-    from l2r2_serving.settings import ServerSettings
+from l2r2_serving.ray_proxy import HOOK
 
 OBJECT_STORE_MB = 256
 """MiB of shared memory of a Ray of our own: photographs in flight, never a data set."""
-
-LISTENING = "L2R2_RAY_LISTENING"
-"""Environment variable that tells Ray's processes where the proxy listens, and with which certificates."""
-
-HOOK = "l2r2_serving.ray_start.listen_as_told"
 
 JOINED = "auto"
 """Address of the cluster that `ray start` began on this machine."""
@@ -39,7 +31,7 @@ def ray_running(
     Args:
         address: Of a cluster, HOST:PORT or "auto"; None: one is started here, closed to whoever lacks its token.
         cpus: Of a Ray of its own; None: as many as the machine has.
-        environment: Of Serve's processes; with `LISTENING` its proxy listens as that says.
+        environment: Of Serve's processes, as `ray_proxy.listening` gives it.
     Raises:
         BackendMissing: Ray is not installed.
         BackendError: it cannot be started, or the cluster not be reached.
@@ -86,45 +78,3 @@ def _nothing_on_stderr() -> Iterator[None]:
     finally:
         os.dup2(before, 2)
         os.close(before)
-
-
-def listening(settings: ServerSettings, port: int) -> dict[str, str]:
-    """The environment that has Serve's proxy listen as a server of these settings would."""
-    told = {"host": settings.host, "port": port, "tls": settings.tls and settings.tls.model_dump(mode="json")}
-    return {LISTENING: json.dumps(told), "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.max_message_mb * 2**20)}
-
-
-def listen_as_told() -> None:
-    """Run by Ray first thing in each of its processes.
-
-    Serve has no setting for its gRPC proxy's address or certificates (2.60: "[::]", plain text), and says NOT_FOUND
-    where there is no replica yet, or no longer. The functions that do so are replaced; where a later Ray has none of
-    their names, its processes fail instead of listening everywhere.
-    """
-    from ray.serve._private import default_impl, proxy
-
-    if not (hasattr(default_impl, "add_grpc_address") and hasattr(proxy.gRPCProxy, "not_found_response")):
-        raise BackendError("this version of Ray opens the proxy's port otherwise; use Ray 2.60")
-    default_impl.add_grpc_address = _add_address
-    proxy.gRPCProxy.not_found_response = _unavailable
-
-
-async def _unavailable(_proxy: object, _request: object) -> AsyncIterator[Any]:
-    import grpc
-    from ray.serve._private.proxy_request_response import ResponseStatus
-
-    yield ResponseStatus(grpc.StatusCode.UNAVAILABLE, True, "the service is starting or stopping; try again")
-
-
-def _add_address(server: Any, _everywhere: str) -> None:
-    from l2r2_serving.settings import TlsSettings
-
-    told = json.loads(os.environ[LISTENING])
-    host = f"[{told['host']}]" if ":" in told["host"] else told["host"]
-    place = f"{host}:{told['port']}"
-    if told["tls"] is None:
-        server.add_insecure_port(place)
-    else:
-        from l2r2_serving.tls import credentials
-
-        server.add_secure_port(place, credentials(TlsSettings.model_validate(told["tls"])))

@@ -31,12 +31,16 @@ from l2r2_serving.observing import Nobody, Observer
 from l2r2_serving.reading import ReadingInterceptor
 from l2r2_serving.service import SERVICE, RecognitionService
 from l2r2_serving.settings import ServerSettings
-from l2r2_serving.shedding import SheddingInterceptor
+from l2r2_serving.shedding import Rooms, SheddingInterceptor
 from l2r2_serving.v1 import recognition_pb2_grpc
 
 ARRIVING = 64
-"""Calls beyond twice the slots that gRPC may hold: health checks, watchers, and messages still on their way. Above that
-it refuses a call before reading its message, so that a flood does not fill the memory."""
+"""Calls beyond twice the slots that may be open: streams that say nothing, and messages still on their way. One caller
+may have half of all. Above that a call is refused before its message is read, so that a flood does not fill the
+memory."""
+
+REFUSED = 128
+"""Calls that may be about to be refused; above that gRPC itself refuses, without a reason."""
 
 LINGER_S = 1.0
 """How long the last answers may take to leave, and how long a health watcher can hold up a stop."""
@@ -61,6 +65,7 @@ class RecognitionServer:
 
     Attributes:
         slots: Calls in flight.
+        rooms: Calls that are open.
         memory: What streams were answered.
         ready: Whether health says SERVING.
         shared_port: Whether others listen there too.
@@ -96,6 +101,7 @@ class RecognitionServer:
         self._health = health.HealthServicer()
         self._names = ["", SERVICE, KSERVE]
         self.slots = Slots(settings.slot_count, settings.max_per_client)
+        self.rooms = Rooms(2 * settings.slot_count + ARRIVING)
         observer = observer or Nobody()
         engine = Engine(self._shelf, self._pool, settings.worker_count, self.slots, observer)
         self.memory = Memory(settings.memory_s)
@@ -129,7 +135,7 @@ class RecognitionServer:
                 ("grpc.so_reuseport", int(self.shared_port)),
                 *_aging(settings.max_connection_age_s),
             ],
-            maximum_concurrent_rpcs=2 * settings.slot_count + ARRIVING,
+            maximum_concurrent_rpcs=self.rooms.size + REFUSED,
         )
         recognition_pb2_grpc.add_RecognitionServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
         grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._stages, server)  # type: ignore[no-untyped-call]
@@ -222,8 +228,9 @@ class RecognitionServer:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _shedding(self) -> SheddingInterceptor:
-        ours = {f"/{SERVICE}/{method}": self._service.calls for method in ("Recognize", "BatchRecognize")}
-        return SheddingInterceptor(self.slots, {**ours, f"/{KSERVE}/ModelInfer": self._stages.calls})
+        services = {SERVICE: self._service.calls, KSERVE: self._stages.calls}
+        taking = {f"/{SERVICE}/Recognize", f"/{SERVICE}/BatchRecognize", f"/{KSERVE}/ModelInfer"}
+        return SheddingInterceptor(self.slots, self.rooms, services, frozenset(taking))
 
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         self.ready = status == health_pb2.HealthCheckResponse.SERVING

@@ -13,7 +13,7 @@ from l2r2_serving.deadline import Deadline
 from l2r2_serving.describe import describe, info
 from l2r2_serving.engine import Engine
 from l2r2_serving.limits import MAX_ID_CHARS
-from l2r2_serving.memory import Memory, item_status, outcome
+from l2r2_serving.memory import Begun, Memory, item_status, outcome
 from l2r2_serving.observing import Call, Item, Observer
 from l2r2_serving.reading import Unreadable
 from l2r2_serving.status import FieldError
@@ -70,15 +70,17 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
     async def StreamRecognize(self, _requests: object, context: Context) -> None:  # noqa: N802
         """Answer each item when it is ready.
 
-        An item is read only when another was answered and taken: a caller that reads slowly is read slowly.
+        An item is read only when the one before has a slot, so that each stream keeps one photograph waiting at most,
+        and when another was answered and taken: a caller that reads slowly is read slowly.
         """
         async with self.calls.answering("StreamRecognize", context) as call:
             self._engine.shelf.require_any()
             deadline = deadline_of(context)
             window, writing = asyncio.Semaphore(2 * self._engine.workers), asyncio.Lock()
 
-            async def answer(item: pb.StreamRecognizeRequest) -> None:
-                response = await self._answer_item(item, deadline, call)
+            async def answer(item: pb.StreamRecognizeRequest, begun: asyncio.Event) -> None:
+                response = await self._answer_item(item, deadline, call, begun.set)
+                begun.set()
                 async with writing:
                     await write(context, response)
                 window.release()
@@ -91,7 +93,9 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
                             raise item.error
                         if not isinstance(item, pb.StreamRecognizeRequest):
                             break
-                        group.create_task(answer(item))
+                        begun = asyncio.Event()
+                        group.create_task(answer(item, begun))
+                        await begun.wait()
             finally:
                 deadline.gone = True  # no harm where all is answered
             if self._stopping.is_set():
@@ -135,18 +139,19 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         return results
 
     async def _answer_item(
-        self, item: pb.StreamRecognizeRequest, deadline: Deadline, call: Call
+        self, item: pb.StreamRecognizeRequest, deadline: Deadline, call: Call, has_slot: Begun
     ) -> pb.StreamRecognizeResponse:
-        async def work(deadline: Deadline = deadline) -> pb.RecognizeResponse:
+        async def work(begun: Begun, deadline: Deadline) -> pb.RecognizeResponse:
             async with self._engine.slots.wait(call.caller):
+                begun()
                 return await self._engine.answer(item.request, deadline, call)
 
         try:
             check_item(item)
             if not item.session:
-                return await outcome(item.id, work)
+                return await outcome(item.id, lambda: work(has_slot, deadline))
             # What is remembered is worth finishing: the caller comes back for it.
-            response = await self._memory.answer(call.caller, item, lambda: work(Deadline()))
+            response = await self._memory.answer(call.caller, item, lambda begun: work(begun, Deadline()), has_slot)
         except FieldError as error:
             return pb.StreamRecognizeResponse(id=item.id[:MAX_ID_CHARS], status=item_status(error))
         if response.replayed:

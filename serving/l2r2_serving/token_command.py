@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Container, Iterator
@@ -59,7 +60,7 @@ def token(
     if certificate is not None and not (certificate.isprintable() and certificate.strip()):
         raise ConfigError(f"a certificate named {certificate!r}; expected a name as it stands in it")
     rights: dict[str, Any] = {
-        "methods": _methods(methods or ""),
+        "methods": _methods(methods),
         "expires": None if days is None else datetime.now(UTC).date() + timedelta(days=days),
     }
     made = None
@@ -106,19 +107,41 @@ def _changing(file: Path) -> Iterator[Callers]:
         with whole_file(file) as beside:
             beside.write_text("\n".join(sections), encoding="utf-8")
             if file.exists():
-                shutil.copymode(file, beside)
+                _give(beside, file)
 
 
-def _methods(given: str) -> tuple[str, ...]:
-    """Names between commas.
+def _give(new: Path, file: Path) -> None:
+    """A file's owner, group and mode to the one that takes its place: the server must be able to read it.
 
     Raises:
-        ConfigError: neither a method of l2r2.v1 nor a service's full name.
+        ConfigError: they cannot be given by whoever this is.
     """
+    known = file.stat()
+    try:
+        if (known.st_uid, known.st_gid) != (new.stat().st_uid, new.stat().st_gid):
+            os.chown(new, known.st_uid, known.st_gid)
+        shutil.copymode(file, new)
+    except OSError as error:
+        raise ConfigError(
+            f"{file} is of user {known.st_uid}, group {known.st_gid}, and what is written now cannot be given to them: "
+            f"{error.strerror}; nothing was changed, run this as that user"
+        ) from None
+
+
+def _methods(given: str | None) -> tuple[str, ...] | None:
+    """Names between commas; None: all of l2r2.v1.
+
+    Raises:
+        ConfigError: none is named, or one is neither a method of l2r2.v1 nor a service's full name.
+    """
+    if given is None:
+        return None
     from l2r2_serving.v1 import recognition_pb2 as pb
 
     own = list(pb.DESCRIPTOR.services_by_name["RecognitionService"].methods_by_name)
     found = tuple(part.strip() for part in given.split(",") if part.strip())
+    if not found:
+        raise ConfigError(f"--methods {given!r} names none; expected some of {', '.join(own)}, or leave it out for all")
     for each in found:
         if each not in own and not re.fullmatch(r"\w+(\.\w+)+", each):
             raise ConfigError(f"no method {each!r}; expected some of {', '.join(own)}, or a service's full name")
@@ -137,13 +160,14 @@ def _table(known: Callers) -> Iterator[str]:
 
 def _rights(rights: Rights) -> tuple[str, str]:
     until = "for ever" if rights.expires is None else f"{rights.expires}{', expired' if rights.over else ''}"
-    return ", ".join(rights.methods) or "all of l2r2.v1", until
+    may = "all of l2r2.v1" if rights.methods is None else ", ".join(rights.methods) or "nothing"
+    return may, until
 
 
 def _section(place: str, rights: Rights) -> str:
     lines = [f"[{place}]"]
     lines += [f"{key} = {_text(getattr(rights, key))}" for key in ("sha256", "name") if hasattr(rights, key)]
-    if rights.methods:
+    if rights.methods is not None:
         lines.append(f"methods = [{', '.join(map(_text, rights.methods))}]")
     if rights.expires is not None:
         lines.append(f"expires = {rights.expires}")

@@ -33,7 +33,8 @@ REQUEST = pb.RecognizeRequest(image=encode(make_photo(RED)))
 def written(path: Path, **tokens: Token) -> Path:
     text = ""
     for name, token in tokens.items():
-        text += f'[tokens.{name}]\nsha256 = "{token.sha256}"\nmethods = {list(token.methods)}\n'
+        text += f'[tokens.{name}]\nsha256 = "{token.sha256}"\n'
+        text += "" if token.methods is None else f"methods = {list(token.methods)}\n"
         text += f"expires = {token.expires}\n" if token.expires else ""
     return put(path, text)
 
@@ -131,7 +132,7 @@ def test_a_token_in_place_of_its_hash_is_not_repeated(tmp_path: Path, caplog: py
 
 def test_other_services_are_named(tmp_path: Path) -> None:
     inference = "inference.GRPCInferenceService"
-    listed = {"a": (), "b": (inference,), "c": ("Recognize", inference), "d": ("ModelInfer",)}
+    listed = {"a": None, "b": (inference,), "c": ("Recognize", inference), "d": ("ModelInfer",), "e": ()}
     path = written(tmp_path / "t.toml", **{n: Token(sha256=hash_of(n), methods=m) for n, m in listed.items()})
     tokens = read_callers(path).tokens
 
@@ -141,7 +142,7 @@ def test_other_services_are_named(tmp_path: Path) -> None:
     assert may(METHOD) == "ac"
     assert may("/l2r2.v1.RecognitionService/GetBundle") == "a"
     assert may(f"/{inference}/ModelInfer") == "bc"
-    assert may("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") == "abcd"
+    assert may("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") == "abcde"
     assert may("/other.Service/Recognize") == ""
 
 

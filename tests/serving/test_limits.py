@@ -234,11 +234,11 @@ def test_a_connection_ends_by_age_and_no_call_with_it(bundle: Bundle) -> None:
         async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
             handler = await continuation(details)
 
-            async def seen(request, context):  # type: ignore[no-untyped-def]
+            async def seen(messages, context):  # type: ignore[no-untyped-def]
                 peers.add(context.peer())
-                return await handler.unary_unary(request, context)
+                await handler.stream_stream(messages, context)
 
-            return grpc.unary_unary_rpc_method_handler(seen, handler.request_deserializer, handler.response_serializer)
+            return handler._replace(stream_stream=seen)
 
     changed = ChangedBundle(bundle, GatedLocalizer)
     with (

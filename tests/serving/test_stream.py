@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -11,8 +11,6 @@ import pytest
 
 from l2r2.bundle import Bundle
 from l2r2_serving import reading
-from l2r2_serving.memory import Memory
-from l2r2_serving.status import FieldError
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.serving.running import (
     PATIENCE_S,
@@ -236,45 +234,6 @@ def test_before_anything_is_served_a_stream_is_refused(bundle: Bundle) -> None:
     with running(bundle, warm=False) as place, place.stub() as stub:
         code, _status = refused(lambda: list(stub.StreamRecognize(iter([item("a")]))))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
-
-
-def remembered(*turns: Sequence[object], seconds: float = 60.0, most_bytes: int = 2**20) -> list[tuple[bool, int]]:
-    """(replayed, works so far) after each turn (caller, id, colour)."""
-    works = 0
-
-    async def work() -> pb.RecognizeResponse:
-        nonlocal works
-        works += 1
-        return pb.RecognizeResponse(candidates=[pb.Candidate(name="x" * 100)])
-
-    async def use() -> list[tuple[bool, int]]:
-        memory, seen = Memory(seconds, most_bytes), []
-        for caller, name, colour in turns:
-            response = await memory.answer(caller, item(name, colour), work)
-            await asyncio.sleep(0)
-            seen.append((response.replayed, works))
-        assert memory.size <= most_bytes
-        return seen
-
-    return asyncio.run(use())
-
-
-def test_memory_is_of_one_caller() -> None:
-    assert remembered(("a", "1", "red"), ("b", "1", "red"), ("a", "1", "red")) == [(False, 1), (False, 2), (True, 2)]
-
-
-def test_memory_forgets_the_oldest_when_it_is_full() -> None:
-    turns = [("a", str(n), "red") for n in (1, 2, 3, 1, 3)]
-    assert remembered(*turns, most_bytes=300) == [(False, 1), (False, 2), (False, 3), (False, 4), (True, 4)]
-
-
-def test_memory_forgets_what_is_old() -> None:
-    assert remembered(("a", "1", "red"), ("a", "1", "red"), seconds=0.0) == [(False, 1), (False, 2)]
-
-
-def test_memory_names_the_field() -> None:
-    with pytest.raises(FieldError, match="id: id '1' was sent before"):
-        remembered(("a", "1", "red"), ("a", "1", "green"))
 
 
 def test_an_unknown_bundle_is_an_items_status(served: Running) -> None:

@@ -156,14 +156,17 @@ def test_listed_certificates_call_what_they_may_and_others_nothing(bundle: Bundl
         assert try_all(place, CA.issue_cert("app.example"), "one") == ["OK", "OK", "OK", no, "OK"]
 
 
-def test_a_refused_certificate_gets_the_reason_without_sending_a_message(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["Recognize", "BatchRecognize", "StreamRecognize"])
+def test_a_refused_certificate_gets_the_reason_without_sending_a_message(
+    method: str, bundle: Bundle, tmp_path: Path
+) -> None:
     listed = tmp_path / "callers.toml"
     listed.write_text(LISTED)
     client = CA.issue_cert("stranger.example")
     chain = b"".join(part.bytes() for part in client.cert_chain_pems)
     sent = threading.Event()
 
-    def silent() -> Iterator[pb.StreamRecognizeRequest]:
+    def silent() -> Iterator[bytes]:
         sent.wait(10)
         yield from ()
 
@@ -173,8 +176,8 @@ def test_a_refused_certificate_gets_the_reason_without_sending_a_message(bundle:
         running(bundle, credentials=safe, interceptors=[TokenInterceptor(Tokens(listed))]) as place,
         grpc.secure_channel(place.address, caller, [("grpc.ssl_target_name_override", "localhost")]) as channel,
     ):
-        stub = recognition_pb2_grpc.RecognitionServiceStub(channel)
-        code, status = refused(lambda: list(stub.StreamRecognize(silent(), timeout=10)))
+        call = channel.stream_stream(f"/l2r2.v1.RecognitionService/{method}")  # on the wire as a unary one
+        code, status = refused(lambda: list(call(silent(), timeout=10)))
         sent.set()
     assert (code, reason(status)) == (grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED")
     assert "the certificate of stranger.example is not listed here" in status.message

@@ -31,11 +31,11 @@ class RawCaller:
         self.socket.close()
 
     def begin(self, method: str) -> None:
-        """Open a call of l2r2.v1.RecognitionService."""
+        """Open a call: of l2r2.v1.RecognitionService, or of "/SERVICE/METHOD"."""
         fields = {
             ":method": "POST",
             ":scheme": "http",
-            ":path": f"/l2r2.v1.RecognitionService/{method}",
+            ":path": method if method.startswith("/") else f"/l2r2.v1.RecognitionService/{method}",
             ":authority": "test",
             "content-type": "application/grpc",
             "te": "trailers",
