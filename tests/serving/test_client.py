@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,13 @@ from l2r2_serving.calling import WINDOW, Retries, Streamed
 from l2r2_serving.client import Client
 from l2r2_serving.errors import Unauthenticated, UnknownBundle
 from l2r2_serving.observing import Call, Nobody
+from l2r2_serving.probe import health
 from l2r2_serving.status import DETAILS_KEY, status_of
 from l2r2_serving.tls import credentials
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 from tests.serving.proxy import proxied
-from tests.serving.running import ChangedBundle, GatedLocalizer, Running, eventually, running
+from tests.serving.running import PATIENCE_S, ChangedBundle, GatedLocalizer, Running, eventually, running
 from tests.serving.test_auth import written
 from tests.serving.test_tls import CA, settings
 from tests.tiny import GREEN, RED, encode, make_photo
@@ -360,6 +362,25 @@ def test_tls_certificate_and_token(client: Any, bundle: Bundle, tmp_path: Path) 
         for less in ({"tls": who["tls"]}, {}):
             with client(place.address, retries=Retries(0), **less) as made, pytest.raises(ServingError):
                 made.recognize(PHOTOS["red"])
+
+
+def test_plain_text_goes_past_a_proxy_of_the_environment(
+    client: Any, flaky: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        _, address = flaky()
+        with client(address, token="one", timeout_s=PATIENCE_S) as made:
+            assert made.list_bundles()
+        with pytest.raises(grpc.RpcError) as caught:
+            health(address)  # whose server has no such method, but answers
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_a_token_never_travels_as_plain_text(client: Any, tmp_path: Path) -> None:

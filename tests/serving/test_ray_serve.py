@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -87,6 +88,13 @@ def test_settings_that_cannot_be(words: list[str], message: str, bundle: Bundle)
     error = invoke(bundle.folder, "--ray", *words).exception
     assert isinstance(error, ConfigError)
     assert message in str(error)
+
+
+def test_reflection_would_ask_for_no_token(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "tokens.toml").write_text("")
+    error = invoke(bundle.folder, "--ray", "--reflection", "--tokens", tmp_path / "tokens.toml").exception
+    assert isinstance(error, ConfigError)
+    assert "reflection answers whoever asks, with or without a token" in str(error)
 
 
 def test_no_bundle_and_no_port(bundle: Bundle, tmp_path: Path) -> None:
@@ -253,6 +261,27 @@ def test_errors_have_their_details(place: OnRay) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.StreamRecognize(iter([pb.StreamRecognizeRequest(id="1")])))
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("method", ["Recognize", "StreamRecognize"])
+def test_a_stranger_is_refused_before_its_message(method: str, place: OnRay) -> None:
+    nothing = queue.Queue[None]()
+    with place.channel() as channel:
+        call = channel.stream_stream(f"/l2r2.v1.RecognitionService/{method}")  # on the wire as a unary one
+        code, status = refused(lambda: list(call(iter(nothing.get, None), timeout=PATIENCE_S)))
+        assert (code, reason(status)) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+        applications = channel.unary_unary("/ray.serve.RayServeAPIService/ListApplications")
+        assert refused(lambda: applications(b""))[0] is grpc.StatusCode.UNAUTHENTICATED
+        nothing.put(None)
+
+
+def test_a_message_that_is_none_or_of_too_many_parts_is_refused_by_the_proxy(place: OnRay) -> None:
+    with place.channel() as channel:
+        batch = channel.unary_unary("/l2r2.v1.RecognitionService/BatchRecognize")
+        for data, said in ((b"\xff", "the message cannot be read"), (b"\x0a\x00" * 2**16, "more than 20,000 fields")):
+            code, status = refused(lambda data=data: batch(data, metadata=BEARER))
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert said in status.message
 
 
 def test_a_request_keeps_its_name(place: OnRay) -> None:

@@ -1,5 +1,7 @@
 """`l2r2 token`: listing, certificates, and several at once."""
 
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -100,6 +102,42 @@ def test_days_have_bounds(days: str, command: Command, file: Path) -> None:
     code, said = command("app", "--days", days)
     assert (code, file.exists()) == (2, False)
     assert "days" in said
+
+
+@pytest.mark.parametrize("methods", ["", ",", " "])
+def test_no_method_is_not_all_of_them(methods: str, command: Command, file: Path) -> None:
+    assert "names none; expected some of Recognize, " in command("app", "--methods", methods)[1]
+    assert not file.exists()
+    file.write_text(f'[tokens.app]\nsha256 = "{hash_of("one")}"\nmethods = []\n')
+    assert command("--list")[1].splitlines()[1].split()[2] == "nothing"
+    assert command("other")[0] == 0
+    found = read_callers(file).tokens
+    assert (found["app"].methods, found["other"].methods) == ((), None)
+    assert not found["app"].may_call("/l2r2.v1.RecognitionService/Recognize")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_whose_the_file_is_stays_as_it_was(command: Command, file: Path) -> None:
+    """The server must be able to read it, or it would go on with the old one."""
+    command("app")
+    os.chown(file, 10001, 10002)
+    command("app", "--revoke")
+    assert (file.stat().st_uid, file.stat().st_gid) == (10001, 10002)
+
+
+def test_a_file_that_cannot_be_given_back_is_left_alone(
+    command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("app")
+    before = file.read_bytes()
+
+    def refused(*_given: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(shutil, "copymode", refused)
+    assert "cannot be given to them: Operation not permitted; nothing was changed" in command("app", "--revoke")[1]
+    assert file.read_bytes() == before
+    assert [each.name for each in file.parent.iterdir() if not each.name.endswith(".lock")] == [file.name]
 
 
 def test_who_may_read_the_file_stays_as_it_was(command: Command, file: Path) -> None:
