@@ -204,9 +204,8 @@ class Store:
             with _current(self.uri):
                 return Path(mlflow.artifacts.download_artifacts(uri))
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise ArtifactError(
-                f"{uri} cannot be had from {self.uri}: {reason}; expected models:/NAME@ALIAS"
+                f"{uri} cannot be had from {self.uri}: {_reason(error)}; expected models:/NAME@ALIAS"
             ) from error
 
     def resolve(self, uri: str) -> str:
@@ -221,9 +220,8 @@ class Store:
         try:
             return f"models:/{name}/{self.client.get_model_version_by_alias(name, alias).version}"
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise ArtifactError(
-                f"{uri} cannot be looked up in {self.uri}: {reason}; expected models:/NAME@ALIAS"
+                f"{uri} cannot be looked up in {self.uri}: {_reason(error)}; expected models:/NAME@ALIAS"
             ) from error
 
     def _get(self, run_id: str) -> Any:
@@ -308,6 +306,11 @@ class _PythonFunction:
             [make_metadata(**{k: _text(v) for k, v in row.items() if k != "image"}) for row in rows],
         )
         return [{"answer": a.answer.name, "probability": a.answer.probability} for a in answers]
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says; of one that says nothing, what it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _text(value: object) -> str | None:

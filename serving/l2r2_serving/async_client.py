@@ -197,6 +197,12 @@ class _Stream:
             self._reach.check_size(request.ByteSize())
         except StopAsyncIteration:
             self._exhausted = True
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not we, but something that the queue waited for was cancelled: the queue is broken.
+            self.failure, self._exhausted = InputError("the queue of photographs was cancelled"), True
         except Exception as error:  # noqa: BLE001  those before it are answered first
             self.failure, self._exhausted = error, True
         else:

@@ -210,9 +210,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
         if method.startswith(OPEN):
             return await continuation(handler_call_details)
         header = _header(handler_call_details.invocation_metadata)
-        if (
-            header or not self._tokens.by_certificate
-        ):  # no certificate is looked at
+        if header or not self._tokens.by_certificate:  # no certificate is looked at
             try:
                 self._tokens.check(header, method)
             except L2R2Error as error:

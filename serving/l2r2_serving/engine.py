@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import TypeVar
 
 from l2r2.errors import ImageError, InputError
 from l2r2.types import Metadata
@@ -16,6 +19,9 @@ from l2r2_serving.limits import Slots
 from l2r2_serving.observing import Call, Item, Observer
 from l2r2_serving.status import FieldError, grpc_code_of, naming
 from l2r2_serving.v1 import recognition_pb2 as pb
+
+Given = TypeVar("Given")
+T = TypeVar("T")
 
 
 class Engine:
@@ -54,15 +60,14 @@ class Engine:
             metadata, top_k, options = read_metadata(request), read_top_k(request), read_options(request)
             accepted = time.monotonic()
 
-            def work() -> pb.RecognizeResponse:
+            def work(image: bytes) -> pb.RecognizeResponse:
                 item.queued_s = time.monotonic() - accepted
-                item.answer = recognize(opened, request.image, metadata, top_k, options, deadline)
+                item.answer = recognize(opened, image, metadata, top_k, options, deadline)
                 return to_response(item.answer)
 
-            response = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            response = await on_worker(self._pool, work, request.image, deadline)
             item.code = "OK"
         except asyncio.CancelledError:
-            deadline.gone = True  # a worker that has begun stops before its next step
             item.code = "CANCELLED"
             raise
         except Exception as error:
@@ -72,6 +77,28 @@ class Engine:
             item.ended_ns = time.time_ns()
             self._observer.item(call, item)
         return response
+
+
+async def on_worker(pool: Executor, work: Callable[[Given], T], given: Given, deadline: Deadline) -> T:
+    """Do work on a worker thread.
+
+    Whoever is cancelled leaves nothing behind: work that waits is never begun, and what it was given is not kept in the
+    queue until its turn comes; work that has begun finds its deadline gone.
+
+    Raises:
+        As `work`.
+    """
+    held = deque([given])
+
+    def begin() -> T:
+        return work(held.pop())
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, begin)
+    except asyncio.CancelledError:
+        deadline.gone = True
+        held.clear()
+        raise
 
 
 def recognize(

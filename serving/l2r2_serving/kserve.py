@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar
 
 from l2r2 import __version__
 from l2r2_serving.bundles import Shelf
 from l2r2_serving.calls import Calls, Context, deadline_of
-from l2r2_serving.deadline import Deadline
-from l2r2_serving.engine import Engine
+from l2r2_serving.engine import Engine, on_worker
 from l2r2_serving.errors import NotReady, UnknownBundle
 from l2r2_serving.inference import grpc_predict_v2_pb2 as pb
 from l2r2_serving.inference import grpc_predict_v2_pb2_grpc
@@ -20,8 +16,6 @@ from l2r2_serving.observing import Nobody, Observer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 """inference.GRPCInferenceService"""
-
-T = TypeVar("T")
 
 
 class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
@@ -96,8 +90,14 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
             model = self._find(request.name, request.version)
             outputs = self._outputs.get(model.key)
             if outputs is None:
+                deadline = deadline_of(context)
+
+                def measure(model: StageModel) -> tuple[Tensor, ...]:
+                    deadline.require()
+                    return model.measure()
+
                 with self._slots.take(call.caller):
-                    outputs = await self._run(model.measure, deadline_of(context))
+                    outputs = await on_worker(self._pool, measure, model, deadline)
                 served = {each.version for each in self._shelf.all()}
                 kept = {key: known for key, known in self._outputs.items() if key[1] in served}
                 self._outputs = {**kept, model.key: outputs}
@@ -118,13 +118,14 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
             model = self._find(request.model_name, request.model_version)
             deadline = deadline_of(context)
 
-            def work() -> pb.ModelInferResponse:
+            def work(request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+                deadline.require()
                 feed, wanted = read_feed(model, request), read_wanted(model, request)
                 deadline.require()  # reading typed contents takes its time
                 return to_response(model, request, model.infer(feed), wanted)
 
             with self._slots.take(call.caller):
-                return await self._run(work, deadline)
+                return await on_worker(self._pool, work, request, deadline)
         raise AssertionError("refusing ends the call")
 
     def _find(self, name: str, version: str) -> StageModel:
@@ -144,19 +145,6 @@ class KServeService(grpc_predict_v2_pb2_grpc.GRPCInferenceServiceServicer):
                 f"{name} is not served in version {version[:80]!r}; expected {model.opened.version} or none"
             )
         return model
-
-    async def _run(self, work: Callable[[], T], deadline: Deadline) -> T:
-        """Do work on a worker, unless nobody waits for it by then."""
-
-        def begin() -> T:
-            deadline.require()
-            return work()
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, begin)
-        except asyncio.CancelledError:
-            deadline.gone = True
-            raise
 
 
 def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:

@@ -59,7 +59,7 @@ class Queueing:
                 if self._turn != turn or (item is None and self._exhausted):
                     return
             if item is None:
-                self._take(turn)
+                self._take(turn, sent)
             else:
                 sent.add(item.id)
                 yield item
@@ -77,14 +77,16 @@ class Queueing:
             self._turn += 1
             self._changed.notify_all()
 
-    def _unsent(self, sent: set[str]) -> pb.StreamRecognizeRequest | None:
+    def _unsent(self, sent: Container[str]) -> pb.StreamRecognizeRequest | None:
         return next((item for name, item in self._unanswered.items() if name not in sent), None)
 
-    def _take(self, turn: int) -> None:
+    def _take(self, turn: int, sent: Container[str]) -> None:
         """Take one photograph more from the queue, however long that lasts: answers are heard meanwhile."""
         with self._taking:
             with self._changed:
-                if self._turn != turn or self._exhausted or len(self._unanswered) >= WINDOW:
+                # What a broken connection's thread took meanwhile is sent before anything more is asked for.
+                taken = self._unsent(sent) is not None
+                if taken or self._turn != turn or self._exhausted or len(self._unanswered) >= WINDOW:
                     return
             item = None
             try:

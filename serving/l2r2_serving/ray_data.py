@@ -39,6 +39,9 @@ from l2r2_serving.ray_start import ray_running
 
 RUN, LISTING, MANIFEST, LOCK = "_run.json", "_listing.parquet", "_manifest.json", "_lock"
 
+RESTARTS = 3
+"""Of an actor whose process died, and tries of the shard it had: a photograph that kills it again ends the run."""
+
 
 class DatasetSettings(Settings):
     """How a data set is recognized. What changes answers or their order is part of the run's key."""
@@ -206,6 +209,8 @@ def _run(ray: Any, shards: list[int], out: Path, bundle: Path, settings: Dataset
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
         num_cpus=settings.num_cpus,
         num_gpus=settings.num_gpus or None,
+        max_restarts=RESTARTS,  # Ray's default is for ever
+        max_task_retries=RESTARTS,
     )
     try:
         for row in rows.iter_rows():

@@ -32,7 +32,7 @@ from l2r2_serving.engine import Engine
 from l2r2_serving.limits import Slots
 from l2r2_serving.logs import AccessLog, set_up_logging
 from l2r2_serving.memory import Memory
-from l2r2_serving.observing import Observers
+from l2r2_serving.observing import Call, Item, Nobody, Observers
 from l2r2_serving.reading import Answering, once
 from l2r2_serving.service import SERVICE, RecognitionService
 from l2r2_serving.settings import ServerSettings
@@ -40,6 +40,24 @@ from l2r2_serving.v1 import recognition_pb2 as pb
 
 HEALTH_S = 30.0
 """A replica that gives no sign of life for so long is replaced; longer than any photograph takes."""
+
+PULSE_S = 0.05
+"""Between looks at whether a worker has moved."""
+
+
+class Pulse(Nobody):
+    """Counts the photographs that workers have answered.
+
+    Attributes:
+        answered: So far.
+    """
+
+    def __init__(self) -> None:
+        self.answered = 0
+
+    def item(self, _call: Call, item: Item) -> None:
+        """One more, if a worker had it."""
+        self.answered += item.answer is not None
 
 
 class Replica:
@@ -63,6 +81,7 @@ class Replica:
         self._place = place
         self._guard = None if settings.tokens is None else TokenInterceptor(Tokens(settings.tokens))
         self._pool = ThreadPoolExecutor(settings.worker_count, thread_name_prefix="l2r2-worker")
+        self._pulse = Pulse()
         self._shelf = Shelf()
         self._shelf.put(self._open(place))
         self._service: RecognitionService | None = None
@@ -87,9 +106,17 @@ class Replica:
         self._place = place
 
     async def check_health(self) -> None:
-        """Raise when there is nothing to serve, and never return while every worker is stuck; Ray calls this."""
+        """Raise when there is nothing to serve, and never return while every worker is stuck; Ray calls this.
+
+        With many photographs waiting a worker's turn may be far away; so one that is answered meanwhile will do.
+        """
         self._shelf.require_any()
-        await asyncio.get_running_loop().run_in_executor(self._pool, int)
+        turn, before = self._pool.submit(int), self._pulse.answered
+        try:
+            while not turn.done() and self._pulse.answered == before:
+                await asyncio.sleep(PULSE_S)
+        finally:
+            turn.cancel()
 
     async def Recognize(self, request: pb.RecognizeRequest, grpc_context: Any) -> Message:  # noqa: N802
         """As `RecognitionService.Recognize`; so are the others."""
@@ -153,7 +180,7 @@ class Replica:
         """Made by the first call, since it belongs to the event loop of the calls."""
         if self._service is None:
             settings = self._settings
-            observer = Observers(AccessLog())
+            observer = Observers(AccessLog(), self._pulse)
             slots = Slots(settings.slot_count, settings.max_per_client)
             engine = Engine(self._shelf, self._pool, settings.worker_count, slots, observer)
             self._service = RecognitionService(engine, Memory(settings.memory_s), observer)

@@ -42,6 +42,14 @@ memory."""
 REFUSED = 128
 """Calls that may be about to be refused; above that gRPC itself refuses, without a reason."""
 
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 60.0, 20.0
+"""Between pings to a caller that says nothing, and how long it may take to answer: those who vanished without a word
+leave no streams behind."""
+
+PING_S = 30.0
+"""At least between a caller's own pings; clients of ours send one a minute, and gRPC's default of five would end their
+connections."""
+
 LINGER_S = 1.0
 """How long the last answers may take to leave, and how long a health watcher can hold up a stop."""
 
@@ -133,6 +141,10 @@ class RecognitionServer:
                 ("grpc.max_send_message_length", limit),
                 # Otherwise a second server on the same port would silently share its callers.
                 ("grpc.so_reuseport", int(self.shared_port)),
+                ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),
+                ("grpc.keepalive_timeout_ms", int(1000 * KEEPALIVE_TIMEOUT_S)),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * PING_S)),
                 *_aging(settings.max_connection_age_s),
             ],
             maximum_concurrent_rpcs=self.rooms.size + REFUSED,
@@ -222,6 +234,7 @@ class RecognitionServer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self.memory.settled()
+                    await self.rooms.calls.idle()
                     await self.slots.idle()
             await self._server.stop(min(LINGER_S, grace))
             await stopping
@@ -264,6 +277,7 @@ async def serve(
         asked.set()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(name)
+            signal.signal(name, signal.SIG_DFL)
 
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, ask)

@@ -144,7 +144,11 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         async def work(begun: Begun, deadline: Deadline) -> pb.RecognizeResponse:
             async with self._engine.slots.wait(call.caller):
                 begun()
-                return await self._engine.answer(item.request, deadline, call)
+                try:
+                    return await self._engine.answer(item.request, deadline, call)
+                except Exception as error:
+                    log_if_ours(error, call)
+                    raise
 
         try:
             check_item(item)

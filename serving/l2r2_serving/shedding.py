@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Room:
         self.size, self.each = size, each
         self._open = 0
         self._of: Counter[str] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def refusal(self, caller: str) -> Overloaded | None:
         """Why a caller may not open another now; None: it may."""
@@ -49,6 +52,7 @@ class Room:
         """Keep a call open, which `refusal` allows."""
         self._open += 1
         self._of[caller] += 1
+        self._idle.clear()
         try:
             yield
         finally:
@@ -56,6 +60,12 @@ class Room:
             self._of[caller] -= 1
             if not self._of[caller]:
                 del self._of[caller]
+            if not self._open:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until none is open."""
+        await self._idle.wait()
 
 
 class Rooms:

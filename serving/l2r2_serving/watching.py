@@ -10,7 +10,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 from l2r2.bundle import load_bundle
-from l2r2.errors import ConfigError, L2R2Error
+from l2r2.errors import ConfigError
 from l2r2_serving.bundles import OpenBundle, fetch, latest
 from l2r2_serving.server import RecognitionServer
 
@@ -53,10 +53,13 @@ class BundleWatcher:
 
     async def run(self, server: RecognitionServer) -> None:
         """Until cancelled; looks, loads and warms in a thread of its own."""
-        with ThreadPoolExecutor(1, thread_name_prefix="l2r2-watcher") as pool:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="l2r2-watcher")
+        try:
             while True:
                 await asyncio.sleep(self._every_s * (1 + random.uniform(-JITTER, JITTER)))  # noqa: S311
                 await self.look(server, pool)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a registry that hangs may not hold up a stop
 
     async def look(self, server: RecognitionServer, pool: Executor) -> None:
         """Once."""
@@ -66,8 +69,8 @@ class BundleWatcher:
             if found == self._seen:
                 return
             folder = await loop.run_in_executor(pool, fetch, self._place, self._tracking_uri)
-        except L2R2Error as error:
-            _log.warning("%s cannot be looked at, the bundle serves on: %s", self._place, error)
+        except Exception as error:  # noqa: BLE001  an edge: whatever it is, the next look may do better
+            _log.warning("%s cannot be looked at, the bundle serves on: %s", self._place, error or type(error).__name__)
             return
         self._seen = found  # whatever comes of it, it is not tried twice
         try:
