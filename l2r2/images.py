@@ -1,4 +1,8 @@
-"""Bytes to upright RGB. The only file, EXIF and JPEG code."""
+"""Bytes to upright RGB. The only file and EXIF code.
+
+While a photograph is decoded it takes what its decoder needs and a few bands: 8 bytes a pixel, 12 for a progressive
+JPEG, 16 for WebP.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from l2r2.config import ImageSettings
 from l2r2.errors import ImageError
+from l2r2.headers import check, check_opened
 from l2r2.types import Pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -24,6 +29,9 @@ _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
 
+_BAND_PX = 2**20
+"""Pixels that are converted at once: an ordinary photograph in one go, a large one without copies of the whole."""
+
 
 def decode(data: bytes, settings: ImageSettings = ImageSettings()) -> Pixels:
     """Decode a photograph and turn it upright.
@@ -35,20 +43,22 @@ def decode(data: bytes, settings: ImageSettings = ImageSettings()) -> Pixels:
         ImageError: empty, no known format, truncated, too many bytes or pixels, or too few pixels.
     """
     with _opened(data, settings) as image:
-        image.load()
-        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        return _upright(image)
 
 
 @contextmanager
-def _opened(data: bytes, settings: ImageSettings) -> Iterator[Image.Image]:
+def _opened(data: bytes, settings: ImageSettings, *, again: bool = False) -> Iterator[ImageFile.ImageFile]:
     """The image behind its checked header; what goes wrong with it inside is an ImageError."""
     if not data:
         raise ImageError("the photograph is empty (0 bytes); send an encoded image, for example a JPEG")
     if len(data) > settings.max_bytes:
         raise ImageError(f"the photograph has {len(data):,} bytes; at most {settings.max_bytes:,} are taken, shrink it")
     try:
+        if not again:
+            check(data, settings.max_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, settings)
+            check_opened(image)
             yield image
     except ImageError:
         raise
@@ -65,9 +75,10 @@ def _opened(data: bytes, settings: ImageSettings) -> Iterator[Image.Image]:
 
 
 class Photograph:
-    """An encoded photograph, checked by its header, whose pixels are decoded no finer than they are asked for.
+    """An encoded photograph whose pixels are decoded no finer than they are asked for.
 
-    JPEG knows halves, quarters and eighths, each far cheaper than the whole; other formats are decoded whole. Belongs
+    JPEG knows halves, quarters and eighths, each far cheaper than the whole; at first only its header is looked at.
+    Other formats are decoded at once, whole, and only once: a PNG may say after its pixels which side is up. Belongs
     to one thread.
 
     Attributes:
@@ -75,17 +86,21 @@ class Photograph:
     """
 
     def __init__(self, data: bytes, settings: ImageSettings = ImageSettings()) -> None:
-        """Look at the header.
+        """Look at the header of a JPEG, decode any other.
 
         Raises:
-            ImageError: as `decode`, as far as a header tells.
+            ImageError: as `decode`, of a JPEG as far as its header tells.
         """
         self._data, self._settings = data, settings
-        with _opened(data, settings) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-            self.size_px: tuple[int, int] = image.size[::-1] if turned else image.size
-            self._scalable = image.format in {"JPEG", "MPO"}
         self._decoded: dict[float, Pixels] = {}
+        self.size_px: tuple[int, int]
+        with _opened(data, settings) as image:
+            if image.format in {"JPEG", "MPO"}:
+                turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+                self.size_px = image.size[::-1] if turned else image.size
+            else:
+                pixels = self._decoded[1.0] = _upright(image)
+                self.size_px = pixels.shape[1], pixels.shape[0]
 
     def at(self, scale: float) -> Pixels:
         """Upright pixels at the smallest scale that the file has and that is at least `scale`; RGB, [0, 255].
@@ -99,17 +114,16 @@ class Photograph:
         """
         fine_enough = [known for known in self._decoded if known >= scale]
         if not fine_enough:
-            divisor = next(d for d in (8, 4, 2, 1) if scale <= 1 / d or d == 1) if self._scalable else 1
+            divisor = next(d for d in (8, 4, 2, 1) if scale <= 1 / d or d == 1)
             fine_enough = [1 / divisor]
             self._decoded[1 / divisor] = self._decode(divisor)
         return self._decoded[min(fine_enough)]
 
     def _decode(self, divisor: int) -> Pixels:
-        with _opened(self._data, self._settings) as image:
+        with _opened(self._data, self._settings, again=True) as image:
             if divisor > 1:
                 image.draft(None, (image.width // divisor, image.height // divisor))
-            image.load()
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return _upright(image)
 
 
 def read(path: Path, settings: ImageSettings = ImageSettings()) -> Pixels:
@@ -152,13 +166,28 @@ def _check_size(size: tuple[int, int], settings: ImageSettings) -> None:
         raise ImageError(f"the image is {width}×{height} pixels; expected at least {settings.min_side_px} on each side")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Pixels:
+    """Decode, turn and convert, in bands so that nothing of the whole lies in memory thrice."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    width, height = image.size
+    rows = max(_BAND_PX // width, 1)
+    bands = [(top, min(top + rows, height)) for top in range(0, height, rows)]
+    white = 65535.0
+    if image.mode == "F":
+        white = max(1.0, *(float(np.asarray(image.crop((0, top, width, end))).max()) for top, end in bands))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top, end in bands:
+        pixels[top:end] = np.asarray(_rgb(image.crop((0, top, width, end)), white))
+    return pixels
+
+
+def _rgb(image: Image.Image, white: float) -> Image.Image:
+    """8-bit RGB of a band; `white` is the value of more than 8 bits that becomes 255."""
     if image.mode in {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}:
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" else max(float(values.max(initial=1.0)), 1.0)
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values.clip(0, white) * (255.0 / white)).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

@@ -1,10 +1,13 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from l2r2.config import ImageSettings
 from l2r2.errors import ImageError
@@ -271,3 +274,78 @@ def test_a_header_tells_what_is_refused(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"text")
     with pytest.raises(ImageError, match=r"x\.jpg: the 4 bytes are no image"):
         read_photograph(tmp_path / "x.jpg")
+
+
+PEAK = """
+import io, resource, sys
+from PIL import Image
+from l2r2.images import FORMATS, Photograph
+for kind in FORMATS:  # what is loaded once
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, kind)
+    Photograph(file.getvalue()).at(1.0)
+data = sys.stdin.buffer.read()
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pixels = Photograph(data).at(1.0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024 / (pixels.size / 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options", "most"),
+    [
+        ("RGB", "PNG", {}, 11),
+        ("RGBA", "PNG", {}, 11),
+        ("LA", "PNG", {}, 11),
+        ("I;16", "PNG", {}, 11),
+        ("P", "PNG", {"transparency": bytes(8)}, 11),
+        ("F", "TIFF", {"compression": "tiff_adobe_deflate"}, 11),
+        ("I", "TIFF", {"compression": "tiff_adobe_deflate"}, 11),
+        ("RGB", "TIFF", {"compression": "tiff_adobe_deflate", "orientation": 6}, 11),
+        ("RGB", "JPEG", {"orientation": 6}, 11),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0}, 13),
+        ("P", "GIF", {"transparency": 0}, 11),
+        ("RGBA", "WEBP", {"lossless": True, "method": 0}, 18),
+    ],
+)
+def test_bytes_a_pixel_while_a_large_photograph_is_decoded(mode, kind, options, most):
+    exif = Image.Exif()
+    exif[0x0112] = options.get("orientation", 1)
+    extra = {"exif": exif} if kind != "GIF" else {}
+    data = encode(
+        Image.new(mode, (4000, 3000)), kind, **{k: v for k, v in options.items() if k != "orientation"}, **extra
+    )
+    done = subprocess.run([sys.executable, "-c", PEAK], input=data, capture_output=True, check=True)
+    assert float(done.stdout) < most
+
+
+def test_large_photographs_are_what_small_ones_are():
+    """Converted in bands, of which a small one has one: each pixel as if it were alone."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1000, 4), dtype=np.uint8)
+    whole = decode(encode(Image.fromarray(noise), compress_level=1))
+    for top in (0, 1040, 1480):
+        np.testing.assert_array_equal(
+            whole[top : top + 20], decode(encode(Image.fromarray(noise[top : top + 20]), compress_level=1))
+        )
+
+
+def test_the_brightest_of_a_floating_point_tiff_may_be_in_any_band():
+    values = np.full((1500, 1000), 5.0, np.float32)
+    values[-1, -1] = 10.0
+    assert decode(encode(Image.fromarray(values), "TIFF"))[[0, -1], [0, -1], 0].tolist() == [128, 255]
+
+
+def test_formats_other_than_jpeg_are_decoded_once(monkeypatch):
+    loads = []
+    load = PngImageFile.load_end
+    monkeypatch.setattr(PngImageFile, "load_end", lambda self: (loads.append(1), load(self)))
+    photo = Photograph(encode(Image.fromarray(UPRIGHT)))
+    assert photo.at(0.1) is photo.at(1.0)
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_size_is_that_of_the_upright_photograph(kind, orientation):
+    photo = Photograph(oriented(STORED[orientation], orientation, kind))
+    assert photo.size_px == (64, 32) == photo.at(1.0).shape[1::-1]
