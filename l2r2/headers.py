@@ -32,7 +32,9 @@ _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 """Of a JPEG: one that has a length, or the end. Any other 0xFF is stuffed (00), fill (FF), RST or of no meaning."""
 
 _EOI, _SOS, _DAC = 0xD9, 0xDA, 0xCC
-_SCAN = b"\xff\xda"
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+"""Frames that one scan of all components completes; libjpeg takes no second one."""
+
 _NOT_IN_A_HEADER = frozenset({0xC8, 0xD9, *range(0xF0, 0xFE)})
 """Refused by libjpeg, but Pillow does not know their length and would look for segments within them."""
 
@@ -89,7 +91,7 @@ def _check_jpeg(data: bytes) -> None:
     What a segment holds, such as a thumbnail with scans of its own, is skipped; what follows the end, such as an MPO's
     other photographs or a film, is not looked at.
     """
-    position, segments, scans, fill = 2, 0, 0, 0
+    position, segments, scans, fill, components = 2, 0, 0, 0, b""
     while marker := _MARKER.search(data, position):
         kind, after = data[marker.end() - 1], marker.end()
         length = int.from_bytes(data[after : after + 2])
@@ -99,6 +101,10 @@ def _check_jpeg(data: bytes) -> None:
             fill += marker.start() - position
             if kind in _NOT_IN_A_HEADER or (kind == _DAC and length > _DAC_BYTES):
                 raise ImageError(f"the image is damaged: JPEG marker {kind:#x} in its header; send the original file")
+        if kind in _SEQUENTIAL:
+            components = data[after + 7 : after + 8]
+        if kind == _SOS and not scans and components and components == data[after + 2 : after + 3]:
+            return
         segments, scans = segments + 1, scans + (kind == _SOS)
         if scans > MAX_SCANS:
             raise ImageError(
@@ -107,8 +113,6 @@ def _check_jpeg(data: bytes) -> None:
         _check_count("JPEG", segments, MAX_SEGMENTS, "segments")
         _check_count("JPEG", fill, MAX_FILL, "bytes between its segments")
         position = after + max(length, 2)
-        if scans == 1 and data.count(_SCAN, position) < MAX_SCANS:
-            return  # so many at most, wherever they are: the usual way, far quicker than to walk
     if not scans:
         raise ImageError("the image is damaged: a JPEG without a scan; send the original file")
 

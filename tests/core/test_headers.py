@@ -65,6 +65,20 @@ def test_a_jpeg_of_too_many_scans(data):
         Photograph(data)
 
 
+def test_a_jpeg_whose_components_come_one_by_one_may_not_have_more_scans_either():
+    start = JPEG.index(b"\xff\xda")
+    alone = JPEG[:start] + segment(0xDA, b"\1\1\0\0\x3f\0")
+    with pytest.raises(ImageError, match="the JPEG has more than 100 scans"):
+        Photograph(alone + segment(0xDA, b"\1\2\0\0\x3f\0") * 100)
+
+
+def test_libjpeg_takes_no_second_scan_of_all_components():
+    """Which is why they are not counted there."""
+    scan = JPEG[JPEG.index(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match=r"^the image is damaged: "):
+        decode(JPEG[:-2] + scan * 200 + JPEG[-2:])
+
+
 def test_a_jpeg_of_a_hundred_scans_passes():
     check(progressive(100), 10**6)
 
