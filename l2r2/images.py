@@ -77,30 +77,38 @@ def _opened(data: bytes, settings: ImageSettings, *, again: bool = False) -> Ite
 class Photograph:
     """An encoded photograph whose pixels are decoded no finer than they are asked for.
 
-    JPEG knows halves, quarters and eighths, each far cheaper than the whole; at first only its header is looked at.
-    Other formats are decoded at once, whole, and only once: a PNG may say after its pixels which side is up. Belongs
-    to one thread.
-
-    Attributes:
-        size_px: Upright width and height of the original.
+    JPEG knows halves, quarters and eighths, each far cheaper than the whole. Other formats are decoded whole, and only
+    once. At first only the header is looked at. Belongs to one thread.
     """
 
     def __init__(self, data: bytes, settings: ImageSettings = ImageSettings()) -> None:
-        """Look at the header of a JPEG, decode any other.
+        """Look at the header.
 
         Raises:
-            ImageError: as `decode`, of a JPEG as far as its header tells.
+            ImageError: as `decode`, as far as the header tells.
         """
         self._data, self._settings = data, settings
         self._decoded: dict[float, Pixels] = {}
-        self.size_px: tuple[int, int]
+        self._size_px: tuple[int, int] | None = None
         with _opened(data, settings) as image:
-            if image.format in {"JPEG", "MPO"}:
+            self._scalable = image.format in {"JPEG", "MPO"}
+            if self._scalable:
                 turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-                self.size_px = image.size[::-1] if turned else image.size
-            else:
-                pixels = self._decoded[1.0] = _upright(image)
-                self.size_px = pixels.shape[1], pixels.shape[0]
+                self._size_px = image.size[::-1] if turned else image.size
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Upright width and height of the original.
+
+        Only JPEG's header tells it: a PNG may say after its pixels which side is up, so others are decoded for it.
+
+        Raises:
+            ImageError: damaged.
+        """
+        if self._size_px is None:
+            height, width, _ = self.at(1.0).shape
+            self._size_px = width, height
+        return self._size_px
 
     def at(self, scale: float) -> Pixels:
         """Upright pixels at the smallest scale that the file has and that is at least `scale`; RGB, [0, 255].
@@ -114,7 +122,7 @@ class Photograph:
         """
         fine_enough = [known for known in self._decoded if known >= scale]
         if not fine_enough:
-            divisor = next(d for d in (8, 4, 2, 1) if scale <= 1 / d or d == 1)
+            divisor = next(d for d in (8, 4, 2, 1) if d == 1 or (self._scalable and scale <= 1 / d))
             fine_enough = [1 / divisor]
             self._decoded[1 / divisor] = self._decode(divisor)
         return self._decoded[min(fine_enough)]

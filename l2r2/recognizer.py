@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -164,7 +164,7 @@ class Recognizer:
             raise InputError(f"{most} detections; expected at least 1")
         if not isinstance(self.localizer, InstanceLocalizer):
             raise InputError(f"localizer {self.localizer.key} does not tell instances apart; ask for one detection")
-        (frame,) = _frames([photo], [locating_scale(self.localizer, photo)], "decode", _Clock())
+        (frame,) = _frames([photo], lambda _: locating_scale(self.localizer, photo), "decode", _Clock())
         (instances,) = self.localizer.instances([frame], min_score, masks=masks)
         groups = [instances] if most == 1 else [[instance] for instance in instances[:most]]
         found = [self.localizer.decide(frame, group) for group in groups]
@@ -174,7 +174,7 @@ class Recognizer:
     def _locate(self, photos: Sequence[AnyPixels | Photograph], clock: _Clock) -> list[Region | None]:
         """Regions in pixels of the originals."""
         n = len(photos)
-        frames = _frames(photos, [locating_scale(self.localizer, photo) for photo in photos], "decode", clock)
+        frames = _frames(photos, lambda i: locating_scale(self.localizer, photos[i]), "decode", clock)
         with clock.measure("locate", n):
             found = self.localizer.locate(frames)
         return [
@@ -195,8 +195,11 @@ class Recognizer:
         chosen = np.flatnonzero(where).tolist()
         if chosen:
             view, settings = self.views[stage], self.view_settings
-            scales = [wanted_scale(size_of(photos[i]), regions[i], view, settings) for i in chosen]
-            frames = _frames([photos[i] for i in chosen], scales, f"decode {stage}", clock)
+
+            def scale_of(i: int) -> float:
+                return wanted_scale(size_of(photos[chosen[i]]), regions[chosen[i]], view, settings)
+
+            frames = _frames([photos[i] for i in chosen], scale_of, f"decode {stage}", clock)
             with clock.measure(f"render {stage}", len(chosen)):
                 squares = [
                     render(frame, _in_frame(regions[i], photos[i], frame), view, settings)
@@ -319,16 +322,17 @@ def size_of(photo: Pixels | Photograph) -> tuple[int, int]:
 
 
 def _frames(
-    photos: Sequence[AnyPixels | Photograph], scales: Sequence[float], name: str, clock: _Clock
+    photos: Sequence[AnyPixels | Photograph], scale_of: Callable[[int], float], name: str, clock: _Clock
 ) -> list[AnyPixels]:
-    """Pixels of each photograph at its scale; those that are pixels already cost nothing and count for nothing."""
+    """Pixels of each photograph at its scale; those that are pixels already cost nothing and count for nothing.
+
+    Args:
+        scale_of: Of the photograph of that index; it may look at its size, for which some formats are decoded.
+    """
     if not any(isinstance(photo, Photograph) for photo in photos):
         return [photo for photo in photos if not isinstance(photo, Photograph)]
     with clock.measure(name, len(photos)):
-        return [
-            photo.at(scale) if isinstance(photo, Photograph) else photo
-            for photo, scale in zip(photos, scales, strict=True)
-        ]
+        return [photo.at(scale_of(i)) if isinstance(photo, Photograph) else photo for i, photo in enumerate(photos)]
 
 
 def locating_scale(localizer: Localizer, photo: Pixels | Photograph) -> float:

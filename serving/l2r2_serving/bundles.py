@@ -98,13 +98,14 @@ class OpenBundle:
         """Where the foregrounds are, if the caller says so or wants it otherwise than the recognizer's own way; and the
         milliseconds that it took to decode and to look.
         """
-        width, height = photo.size_px
-        if options.crop:
-            return [Region((0.0, 0.0, float(width), float(height)), 1.0)], {}
-        if options.box is not None:
-            return [_inside(options.box, width, height, normalized=options.box_normalized)], {}
+        began = time.perf_counter()
+        if options.crop or options.box is not None:
+            width, height = photo.size_px
+            decoding = {"decode": 1000 * (time.perf_counter() - began)}
+            if options.crop or options.box is None:
+                return [Region((0.0, 0.0, float(width), float(height)), 1.0)], decoding
+            return [_inside(options.box, width, height, normalized=options.box_normalized)], decoding
         if options.max_detections > 1 or options.localizer_threshold is not None or options.mask:
-            began = time.perf_counter()
             photo.at(locating_scale(self.recognizer.localizer, photo))
             decoded = time.perf_counter()
             found: list[Region | None] = self.recognizer.detect(

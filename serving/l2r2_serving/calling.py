@@ -32,6 +32,9 @@ WINDOW = 32
 KEEPALIVE_S = 60.0
 """After so long without a sign of life a connection is asked for one, so that a dead one is noticed."""
 
+KEEPALIVE_TIMEOUT_S = 20.0
+"""How long it may take to give one."""
+
 MANY = ("dns:", "ipv4:", "ipv6:", "xds:")
 """How targets begin that may stand for several servers."""
 
@@ -190,6 +193,7 @@ class Reach:
             ("grpc.max_send_message_length", self.limit),
             ("grpc.max_receive_message_length", self.limit),
             ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),
+            ("grpc.http2.ping_timeout_ms", int(1000 * KEEPALIVE_TIMEOUT_S)),
             ("grpc.enable_retries", 0),
         ]
 

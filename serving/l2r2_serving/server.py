@@ -143,6 +143,7 @@ class RecognitionServer:
                 ("grpc.so_reuseport", int(self.shared_port)),
                 ("grpc.keepalive_time_ms", int(1000 * KEEPALIVE_S)),
                 ("grpc.keepalive_timeout_ms", int(1000 * KEEPALIVE_TIMEOUT_S)),
+                ("grpc.http2.ping_timeout_ms", int(1000 * KEEPALIVE_TIMEOUT_S)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", int(1000 * PING_S)),
                 *_aging(settings.max_connection_age_s),

@@ -30,18 +30,19 @@ class Room:
     Attributes:
         size: How many there may be.
         each: How many of one caller.
+        open: How many there are.
     """
 
     def __init__(self, size: int, each: int) -> None:
         self.size, self.each = size, each
-        self._open = 0
+        self.open = 0
         self._of: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def refusal(self, caller: str) -> Overloaded | None:
         """Why a caller may not open another now; None: it may."""
-        if self._open >= self.size:
+        if self.open >= self.size:
             return Overloaded(f"{self.size} calls are open, the most this server keeps; try again in a second")
         if self._of[caller] >= self.each:
             return Overloaded(f"{self.each} of your calls are open, the most one caller may have; end some of them")
@@ -50,17 +51,17 @@ class Room:
     @contextmanager
     def hold(self, caller: str) -> Iterator[None]:
         """Keep a call open, which `refusal` allows."""
-        self._open += 1
+        self.open += 1
         self._of[caller] += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._open -= 1
+            self.open -= 1
             self._of[caller] -= 1
             if not self._of[caller]:
                 del self._of[caller]
-            if not self._open:
+            if not self.open:
                 self._idle.set()
 
     async def idle(self) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import queue
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -318,6 +320,62 @@ def test_a_queue_gives_up_when_nothing_moves(client: Any) -> None:
         pytest.raises(ServingError, match="cannot be reached"),
     ):
         list(made.recognize_stream(colours(3)))
+
+
+def test_what_comes_after_a_cut_is_sent_at_once(client: Any, bundle: Bundle) -> None:
+    """Not only when the next one comes: whoever gives the queue may wait for this one's answer."""
+    given: queue.Queue[str | None] = queue.Queue()
+    got: queue.Queue[str] = queue.Queue()
+
+    def photos() -> Iterator[tuple[str, bytes, dict[str, str]]]:
+        while (name := given.get()) is not None:
+            yield name, PHOTOS["red"], {}
+
+    async def later() -> AsyncIterator[tuple[str, bytes, dict[str, str]]]:
+        while (name := await asyncio.to_thread(given.get)) is not None:
+            yield name, PHOTOS["red"], {}
+
+    with running(bundle) as place, proxied(place.address) as proxy:
+
+        def use() -> None:
+            with client(proxy.address, retries=Retries(20, 0.01, 1.0, 0.01)) as made:
+                for each in made.recognize_stream(photos() if client is Client else later()):
+                    got.put(each.id)
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        try:
+            for name in "abc":
+                given.put(name)
+                assert got.get(timeout=PATIENCE_S) == name
+                before = proxy.connections
+                proxy.cut()
+                eventually(lambda before=before: proxy.connections > before)
+        finally:
+            given.put(None)
+            thread.join(PATIENCE_S)
+
+
+def test_a_queue_whose_source_is_cancelled_ends(bundle: Bundle) -> None:
+    async def cancelled() -> AsyncIterator[tuple[str, bytes, dict[str, str]]]:
+        yield "a", PHOTOS["red"], {}
+        task = asyncio.create_task(asyncio.sleep(1000))
+        task.cancel()
+        await task
+
+    async def use(address: str) -> list[str]:
+        found = []
+        async with AsyncClient(address) as made, asyncio.timeout(PATIENCE_S):
+            try:
+                async for each in made.recognize_stream(cancelled()):
+                    found.append(each.id)  # noqa: PERF401  those before the error count
+            except InputError as error:
+                assert str(error) == "the queue of photographs was cancelled"  # noqa: PT017
+                return found
+        raise AssertionError("it ended as if nothing had been")
+
+    with running(bundle) as place:
+        assert asyncio.run(use(place.address)) == ["a"]
 
 
 def test_who_leaves_a_queue_early_ends_the_call(client: Any, bundle: Bundle) -> None:

@@ -14,6 +14,7 @@ from l2r2.bundle import Bundle
 from l2r2.errors import BackendError, ConfigError, DeadlinePassed, InputError, Overloaded
 from l2r2.machine import available_cores
 from l2r2.types import Stage
+from l2r2_serving import calling, server
 from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.client import Client
 from l2r2_serving.deadline import Costs, Deadline
@@ -251,6 +252,39 @@ def test_a_connection_ends_by_age_and_no_call_with_it(bundle: Bundle) -> None:
         changed.localizer.gate.set()
         assert held.result().candidates[0].name == "red"
         eventually(lambda: stub.Recognize(pb.RecognizeRequest(image=PHOTO)) and len(peers) > 3)
+
+
+def test_a_caller_that_says_nothing_any_more_leaves_no_stream(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEPALIVE_S", 1.0)
+    monkeypatch.setattr(server, "KEEPALIVE_TIMEOUT_S", 1.0)
+    with running(bundle) as place, RawCaller(place.address) as caller:  # which answers no ping
+        caller.begin("StreamRecognize")
+        assert caller.heard(b"x-request-id")
+        assert not caller.heard(b"nothing")  # until the server hangs up
+        eventually(lambda: place.server.rooms.calls.open == 0)
+
+
+@pytest.mark.parametrize(("least_s", "stays"), [(0.001, True), (1000.0, False)])
+def test_callers_may_ping(least_s: float, stays: bool, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of ours do so once a minute, in an idle stream as well."""
+    monkeypatch.setattr(server, "PING_S", least_s)
+    assert least_s == server.PING_S
+    with running(bundle) as place, RawCaller(place.address) as caller:
+        caller.begin("StreamRecognize")
+        assert caller.heard(b"x-request-id")
+        try:
+            for _ in range(10):
+                caller.ping()
+                time.sleep(0.02)
+            caller.send(message(pb.StreamRecognizeRequest(id="a", request={"image": PHOTO}).SerializeToString()))
+            answered = caller.heard(b"red")
+        except ConnectionError:  # the server hung up
+            answered = False
+        assert answered == stays
+
+
+def test_clients_ping_no_oftener_than_servers_allow() -> None:
+    assert server.PING_S < calling.KEEPALIVE_S
 
 
 def test_a_port_that_is_taken_is_said(served: Running) -> None:

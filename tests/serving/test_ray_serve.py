@@ -8,6 +8,7 @@ import queue
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.calling import Retries
 from l2r2_serving.client import Client
 from l2r2_serving.errors import UnknownBundle
+from l2r2_serving.observing import Call, Item
 from l2r2_serving.ray_replica import Replica
 from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -128,6 +130,28 @@ def test_another_version_is_taken_up_and_another_bundle_refused(bundle: Bundle, 
     with pytest.raises(ArtifactError):
         asyncio.run(replica.reconfigure({"bundle": str(tmp_path / "none")}))
     assert served() == f"tiny {later.version}"
+    asyncio.run(replica.check_health())
+
+
+def test_a_busy_replica_is_alive_and_a_stuck_one_is_not(bundle: Bundle) -> None:
+    """However many photographs wait: those that are answered are sign enough."""
+    replica, gate = Replica(str(bundle.folder), ServerSettings(workers=1)), threading.Event()
+    held = [replica._pool.submit(gate.wait, PATIENCE_S) for _ in range(2)]
+
+    async def use() -> None:
+        check = asyncio.create_task(replica.check_health())
+        await asyncio.sleep(0.2)
+        assert not check.done()
+        replica._pulse.item(Call("m"), Item("tiny", code="INVALID_ARGUMENT"))
+        await asyncio.sleep(0.2)
+        assert not check.done()
+        replica._pulse.item(Call("m"), Item("tiny", code="OK", answer=object()))
+        async with asyncio.timeout(PATIENCE_S):
+            await check
+
+    asyncio.run(use())
+    assert not any(each.done() for each in held)
+    gate.set()
     asyncio.run(replica.check_health())
 
 

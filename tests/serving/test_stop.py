@@ -4,6 +4,8 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -15,6 +17,7 @@ from l2r2.errors import ServingError
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.v1 import recognition_pb2_grpc
 from tests.serving.running import PATIENCE_S, ChangedBundle, GatedLocalizer, eventually, running
+from tests.serving.wire import RawCaller, message
 from tests.tiny import RED, encode, make_photo
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,56 @@ def test_a_health_watcher_does_not_hold_the_server(bundle: Bundle) -> None:
         # The grace is longer than this test may last: only the watcher is left, and it is not waited for.
         place.run(place.server.stop(3600.0))
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_what_is_on_its_way_or_waits_in_a_stream_is_answered_too(bundle: Bundle) -> None:
+    """Neither has a slot when the stop comes."""
+    held = ChangedBundle(bundle, GatedLocalizer)
+    whole = message(REQUEST.SerializeToString())
+    with running(held, workers=1, max_queue=1) as place, place.stub() as stub, RawCaller(place.address) as caller:
+        items = [pb.StreamRecognizeRequest(id=name, request=REQUEST) for name in "ab"]
+        caller.begin("Recognize")
+        caller.send(whole[:50])
+        held.localizer.gate.clear()
+        before, never = held.localizer.reached, threading.Event()
+
+        def sent() -> Iterator[pb.StreamRecognizeRequest]:
+            yield from items
+            never.wait(PATIENCE_S)
+
+        stream = stub.StreamRecognize(sent())
+        eventually(lambda: held.localizer.reached == before + 1)
+        eventually(lambda: bool(place.server.slots._waiting))
+        stopping = asyncio.run_coroutine_threadsafe(place.server.stop(PATIENCE_S), place.loop)
+        eventually(lambda: _refuses(place.address))
+        held.localizer.gate.set()
+        assert {next(stream).id, next(stream).id} == {"a", "b"}
+        caller.send(whole[50:], last=True)
+        assert caller.heard(b"red")
+        never.set()
+        stopping.result(PATIENCE_S)
+
+
+def test_a_second_signal_ends_it_at_once(bundle: Bundle, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD_SERVER, str(bundle.folder), str(tmp_path / "never"), "serving"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            with grpc.insecure_channel(address) as channel:
+                call = recognition_pb2_grpc.RecognitionServiceStub(channel).Recognize.future(REQUEST)
+                assert process.stdout.readline() == "locating\n"
+                process.send_signal(signal.SIGINT)
+                eventually(lambda: _refuses(address))
+                process.send_signal(signal.SIGINT)
+                assert process.wait(PATIENCE_S) == -signal.SIGINT
+                assert call.code() is grpc.StatusCode.UNAVAILABLE
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])

@@ -236,6 +236,17 @@ def test_before_anything_is_served_a_stream_is_refused(bundle: Bundle) -> None:
         assert code is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.parametrize("session", ["", SESSION])
+def test_a_failure_of_ours_is_in_the_log(session: str, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    broken = ChangedBundle(bundle, BrokenLocalizer)
+    with running(broken) as place, place.stub() as stub:
+        broken.localizer.armed = True
+        (refusal,) = stub.StreamRecognize(iter([item("a", session=session)]))
+    assert refusal.status.code == grpc.StatusCode.INTERNAL.value[0]
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
 def test_an_unknown_bundle_is_an_items_status(served: Running) -> None:
     request = pb.RecognizeRequest(image=PHOTOS["red"], bundle="none", month=13)
     with served.stub() as stub:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from l2r2.bundle import Bundle, load_bundle
 from l2r2.errors import ConfigError
 from l2r2.tracking import Store
+from l2r2_serving import watching
 from l2r2_serving.bundles import find_bundle, latest
 from l2r2_serving.errors import UnknownBundle
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -57,12 +58,12 @@ def look(watcher: BundleWatcher, place: Running) -> None:
 class Watched:
     """A folder that is served and watched."""
 
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, every_s: float = 0.01) -> None:
         self.folder = place_at(folder / "served", bundle)
         self.bundle = load_bundle(self.folder)
         self.swaps: list[tuple[str, bool]] = []
         self.watcher = BundleWatcher(
-            "tiny", str(self.folder), None, 0.01, latest(str(self.folder)), lambda *swap: self.swaps.append(swap)
+            "tiny", str(self.folder), None, every_s, latest(str(self.folder)), lambda *swap: self.swaps.append(swap)
         )
 
 
@@ -188,6 +189,51 @@ def test_it_looks_by_itself(versions: list[Bundle], tmp_path: Path) -> None:
                 break
         assert version_of(place) == versions[1].version
         task.cancel()
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), RuntimeError("the registry is away"), IndexError("list index")])
+def test_whatever_a_look_meets_the_next_one_is_made(
+    error: Exception,
+    versions: list[Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_place: object) -> str:
+        raise error
+
+    watched = Watched(tmp_path, versions[0])
+    with running(watched.bundle) as place:
+        place_at(watched.folder, versions[1])
+        with monkeypatch.context() as changed, caplog.at_level(logging.WARNING, "l2r2_serving"):
+            changed.setattr(watching, "latest", broken)
+            look(watched.watcher, place)
+        (line,) = caplog.messages
+        assert line.endswith(f"cannot be looked at, the bundle serves on: {error or 'TimeoutError'}")
+        look(watched.watcher, place)
+        assert version_of(place) == versions[1].version
+
+
+def test_a_registry_that_hangs_does_not_hold_up_a_stop(
+    versions: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, answers = threading.Event(), threading.Event()
+
+    def hangs(*_place: object) -> str:
+        hanging.set()
+        assert answers.wait(PATIENCE_S)
+        return "nothing"
+
+    monkeypatch.setattr(watching, "latest", hangs)
+    watched = Watched(tmp_path, versions[0], every_s=0.001)
+    with running(watched.bundle) as place:
+        task = asyncio.run_coroutine_threadsafe(watched.watcher.run(place.server), place.loop)
+        assert hanging.wait(PATIENCE_S)
+        task.cancel()
+        with place.stub() as stub:
+            assert stub.Recognize(REQUEST, timeout=PATIENCE_S).candidates[0].name == "red"
+        assert not answers.is_set()
+        answers.set()
 
 
 def test_several_bundles_by_name(versions: list[Bundle], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, WINDOW_UPDATE = 0, 1, 4, 8
+DATA, HEADERS, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 4, 6, 8
 END_STREAM, END_HEADERS = 1, 4
 
 
@@ -46,6 +46,10 @@ class RawCaller:
     def send(self, data: bytes, *, last: bool = False) -> None:
         """A part of a message as `message` gives it, at most 16 KiB."""
         self.socket.sendall(frame(DATA, data, END_STREAM if last else 0, 1))
+
+    def ping(self) -> None:
+        """Ask whether the server is there."""
+        self.socket.sendall(frame(PING, bytes(8)))
 
     def heard(self, wanted: bytes) -> bool:
         """Whether that comes before the server hangs up."""
