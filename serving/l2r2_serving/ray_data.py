@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ def _run(ray: Any, shards: list[int], out: Path, bundle: Path, settings: Dataset
     """Give each shard once it is written."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
     resources = ray.cluster_resources()
     room = int(resources.get("CPU", 1) / settings.num_cpus)
     if settings.num_gpus:
@@ -203,18 +204,28 @@ def _run(ray: Any, shards: list[int], out: Path, bundle: Path, settings: Dataset
             f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}"
         )
     actors = min(settings.actors or room, len(shards))
-    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
-        Recognizing,
-        fn_constructor_args=(out, bundle, settings),
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=settings.num_cpus,
-        num_gpus=settings.num_gpus or None,
-        max_restarts=RESTARTS,  # Ray's default is for ever
-        max_task_retries=RESTARTS,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.64 will have another way to say how often; ours is not to be endless
+        rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
+            Recognizing,
+            fn_constructor_args=(out, bundle, settings),
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus or None,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
     try:
         for row in rows.iter_rows():
             yield int(row["shard"])
+    except ray.exceptions.RayActorError as error:
+        undone = next((shard for shard in shards if not part(out, shard).exists()), shards[-1])
+        first, last = undone * settings.shard_size, (undone + 1) * settings.shard_size - 1
+        raise BackendError(
+            f"recognizing broke off: {RESTARTS + 1} processes died over one part, of too little memory or a photograph "
+            f"that kills its decoder; the first part that is missing has rows {first} to {last} of {out / LISTING}. "
+            "What is done stays; take the photograph out, or give each process more memory, and run it again"
+        ) from error
     except Exception as error:  # an edge: Ray wraps what an actor raised, in several layers
         raise _meant(error) from error
 

@@ -22,7 +22,7 @@ from l2r2.cli import build
 from l2r2.errors import ArtifactError, ConfigError, DatasetError
 from l2r2.types import make_metadata
 from l2r2_serving.bundles import OpenBundle
-from l2r2_serving.ray_data import DatasetSettings, recognize_dataset
+from l2r2_serving.ray_data import RESTARTS, DatasetSettings, recognize_dataset
 from l2r2_serving.ray_listing import list_photographs
 from l2r2_serving.ray_rows import recognized
 from tests.serving.leaving import session, started
@@ -281,6 +281,48 @@ def test_killed_and_started_again_it_gives_the_same_rows(
     assert answers(out).equals(answers(undisturbed))
     assert (out / "_manifest.json").read_text() == (undisturbed / "_manifest.json").read_text()
     assert not list(out.glob(".*"))
+
+
+POISONED = """
+import os, signal, sys
+from pathlib import Path
+from l2r2.errors import BackendError
+from l2r2_serving import ray_data
+
+photos, out, bundle, died = sys.argv[1:]
+
+class Poisoned(ray_data.Recognizing):
+    def __call__(self, row):
+        if row["shard"] == 1:
+            with open(died, "a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(row)
+
+ray_data.Recognizing = Poisoned
+settings = ray_data.DatasetSettings(shard_size=2, actors=1)
+try:
+    ray_data.recognize_dataset(Path(photos), Path(out), bundle, settings)
+except BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_photograph_that_kills_its_process_ends_the_run(bundle: Bundle, tmp_path: Path) -> None:
+    """Out of memory, or a decoder's fault: not again and again without end."""
+    folder, out, died = tmp_path / "photos", tmp_path / "out", tmp_path / "died"
+    folder.mkdir()
+    for n in range(4):
+        (folder / f"{n}.png").write_bytes(encode(make_photo(RED)))
+    words = [sys.executable, "-c", POISONED, folder, out, bundle.folder, died]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert died.read_text() == "x" * (RESTARTS + 1)
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith(f"recognizing broke off: {RESTARTS + 1} processes died over one part")
+    assert f"has rows 2 to 3 of {out / '_listing.parquet'}" in said
+    assert parts(out) == ["part-00000.parquet"]
 
 
 def parts(out: Path) -> list[str]:
