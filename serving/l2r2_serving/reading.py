@@ -20,7 +20,7 @@ Answering: TypeAlias = Callable[[Any, Any], Awaitable[None]]
 OPEN = ("/grpc.health.v1.Health/",)
 """Beginnings of methods that nobody needs a token for: whoever balances or restarts servers has none."""
 
-OPEN_READ_S = 2.0
+OPEN_READ_S = 5.0
 """How long the message of such a call may be on its way: it has a hundred bytes, and anybody can send one."""
 
 
