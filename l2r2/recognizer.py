@@ -324,11 +324,7 @@ def size_of(photo: Pixels | Photograph) -> tuple[int, int]:
 def _frames(
     photos: Sequence[AnyPixels | Photograph], scale_of: Callable[[int], float], name: str, clock: _Clock
 ) -> list[AnyPixels]:
-    """Pixels of each photograph at its scale; those that are pixels already cost nothing and count for nothing.
-
-    Args:
-        scale_of: Of the photograph of that index; it may look at its size, for which some formats are decoded.
-    """
+    """Pixels of each at its scale, asked for within the time, as it may decode; what is pixels counts for nothing."""
     if not any(isinstance(photo, Photograph) for photo in photos):
         return [photo for photo in photos if not isinstance(photo, Photograph)]
     with clock.measure(name, len(photos)):

@@ -36,8 +36,8 @@ from l2r2_serving.v1 import recognition_pb2_grpc
 
 ARRIVING = 64
 """Calls beyond twice the slots that may be open: streams that say nothing, and messages still on their way. One caller
-may have half of all. Above that a call is refused before its message is read, so that a flood does not fill the
-memory."""
+may have three quarters of all. Above that a call is refused before its message is read, so that a flood does not fill
+the memory."""
 
 REFUSED = 128
 """Calls that may be about to be refused; above that gRPC itself refuses, without a reason."""

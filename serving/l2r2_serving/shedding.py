@@ -80,9 +80,9 @@ class Rooms:
         """Make room.
 
         Args:
-            calls: How many may be open; one caller may have half of them.
+            calls: How many may be open; one caller may have three quarters of them.
         """
-        self.calls = Room(calls, calls // 2)
+        self.calls = Room(calls, 3 * calls // 4)
         self._checks, self._watchers = Room(CHECKS, CHECKS_EACH), Room(WATCHERS, WATCHERS_EACH)
 
     @property
