@@ -107,7 +107,7 @@ class Recognizer:
         budget = budget or _Endless()
         budget.require()
         if regions is None:
-            regions = self._locate(photos, clock)
+            regions = self._locate(photos, budget, clock)
         found = np.array([region is not None for region in regions])
         log_prior = self.priors.log_prior(metadata)
 
@@ -171,10 +171,11 @@ class Recognizer:
         before, after = (frame.shape[1], frame.shape[0]), size_of(photo)
         return [region.resized(before, after) for region in found if region is not None] or [None]
 
-    def _locate(self, photos: Sequence[AnyPixels | Photograph], clock: _Clock) -> list[Region | None]:
+    def _locate(self, photos: Sequence[AnyPixels | Photograph], budget: Budget, clock: _Clock) -> list[Region | None]:
         """Regions in pixels of the originals."""
         n = len(photos)
         frames = _frames(photos, lambda i: locating_scale(self.localizer, photos[i]), "decode", clock)
+        budget.require()
         with clock.measure("locate", n):
             found = self.localizer.locate(frames)
         return [

@@ -100,13 +100,14 @@ class AsyncClient:
         self,
         photos: Iterable[Photo] | AsyncIterable[Photo],
         top_k: int = DEFAULT_TOP_K,
+        timeout_s: float | None = None,
         options: Options = DEFAULTS,
     ) -> AsyncIterator[Streamed]:
         """As `Client.recognize_stream`."""
         stream = _Stream(photos, lambda data, known: to_request(data, known, top_k, self._bundle, options), self._reach)
-        trying = Trying(self._reach, self._retries, None)
+        trying = Trying(self._reach, self._retries, timeout_s)
         while not stream.done:
-            call = self._stub.StreamRecognize(metadata=self._reach.metadata())
+            call = self._stub.StreamRecognize(timeout=trying.left_s(), metadata=self._reach.metadata())
             sending = asyncio.create_task(stream.send(call))
             try:
                 async for response in call:

@@ -38,7 +38,7 @@ from l2r2.errors import ConfigError, L2R2Error
 from l2r2_serving.callers import host_of, identity
 from l2r2_serving.errors import NotAllowed, Unauthenticated
 from l2r2_serving.guarding import GuardedStream
-from l2r2_serving.reading import OPEN, Answering, abort
+from l2r2_serving.reading import OPEN, Answering, abort, behind
 from l2r2_serving.renewing import RenewedFiles
 from l2r2_serving.status import grpc_code_of
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -216,7 +216,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
             except L2R2Error as error:
                 return self._refusing(error)
         handler: Any = await continuation(handler_call_details)
-        return None if handler is None else handler._replace(stream_stream=self.guarded(method, handler.stream_stream))
+        return None if handler is None else behind(lambda answer: self.guarded(method, answer), handler)
 
     def guarded(self, method: str, answer: Answering) -> Answering:
         """A method that is called only for those who may.
@@ -225,7 +225,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
             method: As on the wire, /SERVICE/METHOD.
         """
 
-        async def answering(_messages: Any, context: Any) -> None:
+        async def answering(_messages: Any, context: Any) -> Any:
             header = _header(context.invocation_metadata())
 
             def check() -> str:
@@ -237,9 +237,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused
                 await self._refuse(error, context)
             stream = GuardedStream(context, check, lambda: self._tokens.state)
             with stream.watched():
-                await answer(stream.messages(), stream)
+                response = await answer(stream.messages(), stream)
             if stream.refusal is not None:
                 await self._refuse(stream.refusal, context)
+            return response
 
         return answering
 

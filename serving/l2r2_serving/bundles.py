@@ -68,7 +68,7 @@ class OpenBundle:
         deadline = deadline or Deadline()
         deadline.require()
         photo = Photograph(data, self.manifest.images)
-        regions, locating = self._regions(photo, options)
+        regions, locating = self._regions(photo, options, deadline)
         predictions = self.recognizer.recognize(
             [photo] * (1 if regions is None else len(regions)),
             [metadata] * (1 if regions is None else len(regions)),
@@ -94,7 +94,9 @@ class OpenBundle:
             thumbnails=tuple(thumbnails),
         )
 
-    def _regions(self, photo: Photograph, options: Options) -> tuple[list[Region | None] | None, dict[str, float]]:
+    def _regions(
+        self, photo: Photograph, options: Options, deadline: Deadline
+    ) -> tuple[list[Region | None] | None, dict[str, float]]:
         """Where the foregrounds are, if the caller says so or wants it otherwise than the recognizer's own way; and the
         milliseconds that it took to decode and to look.
         """
@@ -108,6 +110,7 @@ class OpenBundle:
         if options.max_detections > 1 or options.localizer_threshold is not None or options.mask:
             photo.at(locating_scale(self.recognizer.localizer, photo))
             decoded = time.perf_counter()
+            deadline.require()
             found: list[Region | None] = self.recognizer.detect(
                 photo, options.max_detections, options.localizer_threshold, masks=options.mask
             )

@@ -137,6 +137,7 @@ class Client:
         self,
         photos: Iterable[tuple[str, bytes, Metadata]],
         top_k: int = DEFAULT_TOP_K,
+        timeout_s: float | None = None,
         options: Options = DEFAULTS,
     ) -> Iterator[Streamed]:
         """Recognize a queue of any length: each result comes when it is ready, not in order.
@@ -146,16 +147,20 @@ class Client:
 
         Args:
             photos: The caller's own name for each, another for each photograph; its bytes; what is known of it.
+            timeout_s: For the whole queue; None: as long as it takes.
         Raises:
             InputError, MetadataError: a photograph that cannot be sent; those before it are answered first.
+            DeadlinePassed: not all was answered in time; each photograph that was has been told.
             Others: as `recognize`, for what concerns the whole call and stays so in all tries.
         """
         queueing = Queueing(
             photos, lambda data, known: to_request(data, known, top_k, self._bundle, options), self._reach
         )
-        trying = Trying(self._reach, self._retries, None)
+        trying = Trying(self._reach, self._retries, timeout_s)
         while not queueing.done:
-            call = self._stub.StreamRecognize(queueing.requests(), metadata=self._reach.metadata())
+            call = self._stub.StreamRecognize(
+                queueing.requests(), timeout=trying.left_s(), metadata=self._reach.metadata()
+            )
             try:
                 for response in call:
                     if (streamed := queueing.answered(response)) is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +66,14 @@ def _bounded(override: Callable[[Any, str, Any], Any]) -> Callable[[Any, str, An
     """Ray's handler of a method behind our own doors, as `RecognitionServer` has them."""
 
     def overridden(server: Any, method: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-        from l2r2_serving.reading import late
+        from l2r2_serving.reading import behind, late
 
         passed = late(method, _only_one(override(server, method, handler)))
         if not hasattr(server, "l2r2_doors"):
             server.l2r2_doors = _doors()
-        answering = passed.stream_stream
         for door in server.l2r2_doors:
-            answering = door(method, answering)
-        return passed._replace(stream_stream=answering)
+            passed = behind(partial(door, method), passed)
+        return passed
 
     return overridden
 

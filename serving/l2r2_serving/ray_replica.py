@@ -168,13 +168,14 @@ class Replica:
         # Returned, not raised: with an exception Ray would drop the trailing metadata.
         context = _Context(grpc_context, _only(request))
         with suppress(_Ended):
-            await self._call(method, once(getattr(self._servicer(), method)), context)
-        return context.written() or empty
+            response: Message = await self._call(method, once(getattr(self._servicer(), method)), context)
+            return response
+        return empty
 
-    async def _call(self, method: str, answer: Answering, context: _Context) -> None:
+    async def _call(self, method: str, answer: Answering, context: _Context) -> Any:
         if self._guard is not None:
             answer = self._guard.guarded(f"/{SERVICE}/{method}", answer)
-        await answer(None, context)
+        return await answer(None, context)
 
     def _servicer(self) -> RecognitionService:
         """Made by the first call, since it belongs to the event loop of the calls."""
@@ -252,13 +253,9 @@ class _Context:
             await asyncio.wait({getting, task}, return_when=asyncio.FIRST_COMPLETED)
             if getting.done():
                 return getting.result()
-            return self.written()
+            return None if self._written.empty() else self._written.get_nowait()
         finally:
             getting.cancel()
-
-    def written(self) -> Message | None:
-        """An answer that was not taken yet; None: there is none."""
-        return None if self._written.empty() else self._written.get_nowait()
 
 
 async def _only(request: Message) -> AsyncIterator[Message]:

@@ -14,8 +14,8 @@ from l2r2.errors import DeadlinePassed, InputError, L2R2Error
 from l2r2_serving.fields import check_fields
 from l2r2_serving.status import DETAILS_KEY, grpc_code_of, status_of
 
-Answering: TypeAlias = Callable[[Any, Any], Awaitable[None]]
-"""A method as one of streams both ways: messages, context; it writes its answers."""
+Answering: TypeAlias = Callable[[Any, Any], Awaitable[Any]]
+"""A method that reads its messages itself: messages, context; it returns its one answer, or writes several."""
 
 OPEN = ("/grpc.health.v1.Health/",)
 """Beginnings of methods that nobody needs a token for: whoever balances or restarts servers has none."""
@@ -36,10 +36,11 @@ class Unreadable:
 
 
 class ReadingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
-    """Makes each method one of streams both ways, which reads its messages itself, and refuses what is none.
+    """Makes each method one of a stream of messages, which reads them itself, and refuses what is none.
 
     On the wire that is the same. But gRPC reads the message of a unary call before it calls anybody; so whoever stands
     before this one knows the caller's address and certificate sooner, and can refuse a message that is never read.
+    A method of one answer stays one: its answer and status leave together.
     `StreamRecognize` is shown an `Unreadable`, to end as it likes.
     """
 
@@ -54,28 +55,34 @@ class ReadingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unus
 
 
 def late(method: str, handler: Any) -> grpc.RpcMethodHandler:
-    """A method's handler as one of streams both ways that reads its messages itself, and what is none leniently."""
-    answering, read = handler.stream_stream, handler.request_deserializer
-    if answering is None:
-        answering = once(handler.unary_unary or handler.unary_stream, OPEN_READ_S if method.startswith(OPEN) else None)
-    elif inspect.isasyncgenfunction(answering):
-        answering = _writing(answering)
-    if handler.stream_stream is None or method.endswith("/StreamRecognize"):
+    """A method's handler as one of a stream that reads its messages itself, and what is none leniently."""
+    read, write = handler.request_deserializer, handler.response_serializer
+    read_s = OPEN_READ_S if method.startswith(OPEN) else None
+    if handler.unary_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(once(handler.unary_unary, read_s), _lenient(read), write)
+    if handler.unary_stream is not None:
+        answering = once(_writing(handler.unary_stream), read_s)
+        return grpc.stream_stream_rpc_method_handler(answering, _lenient(read), write)
+    if method.endswith("/StreamRecognize"):
         read = _lenient(read)
-    return grpc.stream_stream_rpc_method_handler(answering, read, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(_writing(handler.stream_stream), read, write)
 
 
-def once(answer: Callable[[Any, Any], Any], read_s: float | None = None) -> Answering:
-    """A method of one message as one of streams.
+def behind(door: Callable[[Answering], Answering], handler: Any) -> grpc.RpcMethodHandler:
+    """A handler that `late` made, with a door before its method."""
+    kind = "stream_stream" if handler.response_streaming else "stream_unary"
+    return handler._replace(**{kind: door(getattr(handler, kind))})
+
+
+def once(answer: Callable[[Any, Any], Awaitable[Any]], read_s: float | None = None) -> Answering:
+    """A method of one message as one of a stream.
 
     Args:
         answer: What it does with the message, and the context.
         read_s: How long the message may be on its way, from when the call is taken; None: as long as the caller waits.
     """
 
-    answering_one = _writing(answer)
-
-    async def answering(_requests: Any, context: Any) -> None:
+    async def answering(_requests: Any, context: Any) -> Any:
         try:
             async with asyncio.timeout(read_s):
                 request = await context.read()
@@ -84,9 +91,10 @@ def once(answer: Callable[[Any, Any], Any], read_s: float | None = None) -> Answ
         if isinstance(request, Unreadable):
             await abort(context, request.error)
         if request is not grpc.aio.EOF:
-            await answering_one(request, context)
-        elif getattr(context, "refusal", None) is None:  # otherwise whoever ended it says why
+            return await answer(request, context)
+        if getattr(context, "refusal", None) is None:  # otherwise whoever ended it says why
             await abort(context, InputError("the call has no message; expected one"))
+        return None
 
     return answering
 
@@ -98,14 +106,13 @@ async def abort(context: Any, error: L2R2Error) -> None:
 
 
 def _writing(answer: Callable[[Any, Any], Any]) -> Answering:
-    """A method that writes its answers, of one that returns or yields them."""
+    """A method that writes its answers, of one that does, or yields them."""
+    if not inspect.isasyncgenfunction(answer):
+        return answer
 
     async def answering(asked: Any, context: Any) -> None:
-        if inspect.isasyncgenfunction(answer):
-            async for each in answer(asked, context):
-                await context.write(each)
-        elif (response := await answer(asked, context)) is not None:
-            await context.write(response)
+        async for each in answer(asked, context):
+            await context.write(each)
 
     return answering
 

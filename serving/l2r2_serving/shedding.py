@@ -14,7 +14,7 @@ from l2r2.errors import Overloaded
 from l2r2_serving.callers import caller_of, host_of
 from l2r2_serving.calls import Calls
 from l2r2_serving.limits import Slots
-from l2r2_serving.reading import OPEN, Answering, abort
+from l2r2_serving.reading import OPEN, Answering, abort, behind
 
 CHECKS, CHECKS_EACH = 64, 8
 """Health checks at once, in all and of one host: each may have a message of full size on its way, and nobody is asked
@@ -103,18 +103,19 @@ class Rooms:
         else:
             room, who = self._watchers if name == "Watch" else self._checks, _host
 
-        async def answering(messages: Any, context: Any) -> None:
+        async def answering(messages: Any, context: Any) -> Any:
             caller = who(context)
             error = room.refusal(caller)
             if error is None:
                 with room.hold(caller):
-                    await answer(messages, context)
-            elif calls is not None:
+                    return await answer(messages, context)
+            if calls is not None:
                 await _refusing(calls, name, error)(messages, context)
             elif room is self._watchers:
                 await context.abort(grpc.StatusCode.UNIMPLEMENTED, "enough watch already; ask Check, again and again")
             else:
                 await abort(context, error)
+            return None
 
         return answering
 
@@ -147,9 +148,7 @@ class SheddingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unu
         if calls is not None and error is not None and method in self._taking:
             return grpc.stream_stream_rpc_method_handler(_refusing(calls, name, error))
         handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        return handler._replace(stream_stream=self._rooms.bounded(method, handler.stream_stream, calls))
+        return None if handler is None else behind(lambda answer: self._rooms.bounded(method, answer, calls), handler)
 
 
 def _host(context: Any) -> str:

@@ -562,10 +562,13 @@ def test_the_budget_is_asked_only_where_full_is_wanted():
     assert purse.asked == 0
 
 
-@pytest.mark.parametrize(("steps", "located", "fg", "full"), [(0, 0, 0, 0), (1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("steps", "located", "fg", "full"), [(0, 0, 0, 0), (1, 0, 0, 0), (2, 1, 0, 0), (3, 1, 1, 0), (4, 1, 1, 1)]
+)
 def test_nothing_is_begun_that_nobody_waits_for(steps, located, fg, full):
+    """Before decoding, locating, FG and FULL."""
     recognizer = make_recognizer([UNSURE], [[0, 9, 0]], [BOX])
-    if steps < 3:
+    if steps < 4:
         with pytest.raises(DeadlinePassed):
             recognizer.recognize([photo(0)], budget=Purse(steps))
     else:

@@ -322,6 +322,16 @@ def test_a_queue_gives_up_when_nothing_moves(client: Any) -> None:
         list(made.recognize_stream(colours(3)))
 
 
+def test_a_queue_may_have_an_end_in_time(client: Any, bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, GatedLocalizer)
+    with running(held) as place, client(place.address) as made:
+        held.localizer.gate.clear()
+        with pytest.raises(DeadlinePassed, match=r"gave no answer within 0\.2 s; give more time"):
+            list(made.recognize_stream(colours(9), timeout_s=0.2))
+        held.localizer.gate.set()
+        assert len(list(made.recognize_stream(colours(9), timeout_s=PATIENCE_S))) == 9
+
+
 def test_what_comes_after_a_cut_is_sent_at_once(client: Any, bundle: Bundle) -> None:
     """Not only when the next one comes: whoever gives the queue may wait for this one's answer."""
     given: queue.Queue[str | None] = queue.Queue()

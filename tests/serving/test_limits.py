@@ -20,6 +20,7 @@ from l2r2_serving.client import Client
 from l2r2_serving.deadline import Costs, Deadline
 from l2r2_serving.limits import Slots, check_top_k
 from l2r2_serving.observing import Call, Nobody
+from l2r2_serving.reading import Answering, behind
 from l2r2_serving.server import RecognitionServer
 from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2 as pb
@@ -233,13 +234,14 @@ def test_a_connection_ends_by_age_and_no_call_with_it(bundle: Bundle) -> None:
 
     class Witness(grpc.aio.ServerInterceptor):
         async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
-            handler = await continuation(details)
+            return behind(self.seeing, await continuation(details))
 
+        def seeing(self, answer: Answering) -> Answering:
             async def seen(messages, context):  # type: ignore[no-untyped-def]
                 peers.add(context.peer())
-                await handler.stream_stream(messages, context)
+                return await answer(messages, context)
 
-            return handler._replace(stream_stream=seen)
+            return seen
 
     changed = ChangedBundle(bundle, GatedLocalizer)
     with (

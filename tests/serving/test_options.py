@@ -3,6 +3,9 @@
 import io
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 from PIL import Image
 
 from l2r2.bundle import Bundle
-from l2r2.types import Stage
+from l2r2.errors import DeadlinePassed
+from l2r2.images import Photograph
+from l2r2.types import Pixels, Region, Stage
 from l2r2_serving.answer import Options
 from l2r2_serving.bundles import OpenBundle, open_bundle
 from l2r2_serving.deadline import Deadline
@@ -226,6 +231,38 @@ def test_a_degraded_answer_travels(bundle: Bundle) -> None:
         response = stub.Recognize(pb.RecognizeRequest(image=MUDDY_PHOTO), timeout=30)
         assert response.degraded
         assert [run.stage for run in response.stages] == [pb.STAGE_FG]
+
+
+class CountedLocalizer(GatedLocalizer):
+    """Tells instances, too."""
+
+    def instances(
+        self, photos: Sequence[Pixels], min_score: float | None = None, *, masks: bool = False
+    ) -> list[list[Region]]:
+        self.reached += len(photos)
+        return self.inner.instances(photos, min_score, masks=masks)  # type: ignore[attr-defined, no-any-return]
+
+    def decide(self, photo: Pixels, instances: Sequence[Region]) -> Region | None:
+        return self.inner.decide(photo, instances)  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("options", [Options(), Options(max_detections=2), Options(mask=True)])
+def test_nothing_is_looked_for_once_decoding_took_too_long(options: Options, bundle: Bundle) -> None:
+    held = ChangedBundle(bundle, CountedLocalizer)
+    opened = open_bundle(held)  # type: ignore[arg-type]
+    late, before = Deadline(), held.localizer.reached
+
+    class Slow(Photograph):
+        def at(self, scale: float) -> Any:
+            late.at = time.monotonic()
+            return super().at(scale)
+
+    with patch("l2r2_serving.bundles.Photograph", Slow), pytest.raises(DeadlinePassed, match="the deadline passed"):
+        opened.answer(MUDDY_PHOTO, {}, 5, options, late)
+    assert held.localizer.reached == before
+    late.at = math.inf
+    assert opened.answer(MUDDY_PHOTO, {}, 5, options).prediction.answer.name
+    assert held.localizer.reached == before + 1
 
 
 def test_work_stops_between_stages_for_who_has_left(opened: OpenBundle) -> None:
