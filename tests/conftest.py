@@ -3,9 +3,14 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a hub
+for name in ("no_proxy", "NO_PROXY", *(name for name in ("no_grpc_proxy",) if name in os.environ)):
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
+# Typer reads these when it is imported: messages have no colours and are not wrapped.
+os.environ |= {"_TYPER_FORCE_DISABLE_TERMINAL": "1", "COLUMNS": "200"}
+os.environ.pop("TERMINAL_WIDTH", None)
 
-import jaxtyping
-from hypothesis import settings
+import jaxtyping  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 CHECKED = (
     "l2r2.logspace",

@@ -27,12 +27,12 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
-from l2r2 import machine
+from l2r2 import errors, machine
 from l2r2.bundle import Bundle
 from l2r2.config import Settings
 from l2r2.errors import ArtifactError, BackendError, ConfigError, L2R2Error
 from l2r2.files import sha256, write_table, write_text
-from l2r2_serving.bundles import find_bundle, open_bundle
+from l2r2_serving.bundles import OpenBundle, find_bundle, open_bundle
 from l2r2_serving.limits import DEFAULT_TOP_K, MAX_TOP_K
 from l2r2_serving.ray_listing import list_photographs
 from l2r2_serving.ray_rows import SCHEMA, recognized
@@ -126,8 +126,8 @@ def recognize_dataset(
                     here += sizes[shard]
                     progress(here, total)
         seconds = time.perf_counter() - began
-        errors = _finish(out, len(sizes), total)
-    return Summary(total, errors, total - already, seconds)
+        failed = _finish(out, len(sizes), total)
+    return Summary(total, failed, total - already, seconds)
 
 
 def part(out: Path, shard: int) -> Path:
@@ -217,7 +217,7 @@ def _run(ray: Any, shards: list[int], out: Path, bundle: Path, settings: Dataset
         )
     try:
         for row in rows.iter_rows():
-            yield int(row["shard"])
+            yield _done(row)
     except ray.exceptions.RayActorError as error:
         undone = next((shard for shard in shards if not part(out, shard).exists()), shards[-1])
         first, last = undone * settings.shard_size, (undone + 1) * settings.shard_size - 1
@@ -226,37 +226,38 @@ def _run(ray: Any, shards: list[int], out: Path, bundle: Path, settings: Dataset
             f"that kills its decoder; the first part that is missing has rows {first} to {last} of {out / LISTING}. "
             "What is done stays; take the photograph out, or give each process more memory, and run it again"
         ) from error
-    except Exception as error:  # an edge: Ray wraps what an actor raised, in several layers
-        raise _meant(error) from error
+    except L2R2Error:
+        raise
+    except Exception as error:  # an edge: Ray has many
+        raise _broken(error) from error
 
 
-def _meant(error: BaseException) -> L2R2Error:
-    """What of ours an actor raised, or a BackendError."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for each in (seen, cause):
-            if isinstance(each, L2R2Error):
-                return type(each)(str(each).strip().splitlines()[-1]) if hasattr(each, "cause") else each
-        seen = seen.__cause__ or (cause if isinstance(cause, BaseException) else None)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return BackendError(f"recognizing broke off: {lines[-1][:300]}; what is done stays, run it again")
+def _done(row: dict[str, Any]) -> int:
+    """The shard; raises what its actor met."""
+    if row["error"]:
+        raise getattr(errors, row["error"])(row["message"])
+    return int(row["shard"])
+
+
+def _broken(error: Exception) -> BackendError:
+    said = " ".join(str(error).split())[:300]
+    return BackendError(f"recognizing broke off: {type(error).__name__}: {said}; what is done stays, run it again")
 
 
 def _finish(out: Path, shards: int, total: int) -> int:
     """Write the manifest; gives the photographs that could not be recognized."""
-    rows = errors = 0
+    rows = failures = 0
     parts = []
     for file in (part(out, shard) for shard in range(shards)):
         told = pl.read_parquet(file, columns=["error"])["error"]
         failed = len(told) - told.null_count()
         parts.append({"file": file.name, "rows": len(told), "errors": failed, "sha256": sha256(file)})
-        rows, errors = rows + len(told), errors + failed
+        rows, failures = rows + len(told), failures + failed
     if rows != total:
         raise ArtifactError(f"{out} has {rows} rows of {total} photographs; it was changed, start in an empty folder")
-    manifest = {"photographs": rows, "errors": errors, "parts": parts}
+    manifest = {"photographs": rows, "errors": failures, "parts": parts}
     write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    return errors
+    return failures
 
 
 class Recognizing:
@@ -264,20 +265,38 @@ class Recognizing:
 
     def __init__(self, out: Path, bundle: Path, settings: DatasetSettings) -> None:
         machine.settle_memory()
-        self._out = out
+        self._out, self._bundle, self._settings = out, bundle, settings
         self._size, self._top_k = settings.shard_size, settings.top_k
         self._listing = pl.scan_parquet(out / LISTING)
-        self._opened = open_bundle(find_bundle(str(bundle)), settings.runtime, settings.precision, 1)
-        self._opened.warm_up()
+        self._opened: OpenBundle | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write a shard."""
+        """Write a shard.
+
+        Returns:
+            It, and why it could not be written, by an error's name: of one that is raised Ray would keep the traceback
+            alone.
+        """
         shard = int(row["shard"])
+        error: L2R2Error | None = None
+        try:
+            self._write(shard)
+        except L2R2Error as raised:
+            error = raised
+        except Exception as raised:  # noqa: BLE001  an edge
+            error = _broken(raised)
+        return {"shard": shard, "error": "" if error is None else type(error).__name__, "message": str(error or "")}
+
+    def _open(self) -> OpenBundle:
+        opened = open_bundle(find_bundle(str(self._bundle)), self._settings.runtime, self._settings.precision, 1)
+        opened.warm_up()
+        return opened
+
+    def _write(self, shard: int) -> None:
+        opened = self._opened = self._opened or self._open()
         if not part(self._out, shard).exists():  # Ray may ask again for what a lost answer was about
             photographs = self._listing.slice(shard * self._size, self._size).collect()
             rows = [
-                recognized(self._opened, self._top_k, each.pop("path"), each)
-                for each in photographs.iter_rows(named=True)
+                recognized(opened, self._top_k, each.pop("path"), each) for each in photographs.iter_rows(named=True)
             ]
             write_table(part(self._out, shard), pl.DataFrame(rows, schema=SCHEMA))
-        return {"shard": shard}

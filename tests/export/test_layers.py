@@ -48,7 +48,8 @@ def test_onnx_runtime_tells_of_each_node_of_the_graph_that_it_made(convnet: Path
     nodes = {(node.name, node.op_type) for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
     times = _timer("onnxruntime")(None, convnet, FEED, "fp32", 1, 3)
     assert set(times) == nodes
-    assert all(ms > 0 for ms in times.values())
+    assert all(ms >= 0 for ms in times.values())  # whole microseconds: the smallest may have none
+    assert all(ms > 0 for (_, operator), ms in times.items() if "Conv" in operator)
 
 
 def test_openvino_tells_of_layers_of_the_model_that_it_runs(convnet: Path) -> None:

@@ -8,9 +8,12 @@ _seconds = count(1_700_000_000)
 
 
 def put(path: Path, content: str | bytes) -> Path:
-    """Write a file whose change is seen at once, whatever the clock's grain: its time of writing is long ago."""
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return aged(path)
+    """A file that is there whole and whose change is seen at once, whatever the clock's grain: its time of writing is
+    long ago.
+    """
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_bytes(content.encode() if isinstance(content, str) else content)
+    return aged(beside).replace(path)
 
 
 def aged(*paths: Path) -> Path:

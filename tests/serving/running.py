@@ -84,9 +84,9 @@ def running(*bundles: Any, warm: bool = True, **settings: Any) -> Iterator[Runni
         loop.close()
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def eventually(condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
     """Wait for what must happen."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.005)

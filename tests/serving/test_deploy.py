@@ -265,7 +265,7 @@ def pod_like(bundle: Bundle, folder: Path, environment: dict[str, str]) -> Itera
             "host": "127.0.0.1",
             "port": 0,
             "tokens": folder / "tokens.toml",
-            "drain_s": 1.0,
+            "drain_s": 5.0,
             "metrics": own.metrics.model_copy(update={"host": "127.0.0.1", "port": 0}),
         }
     )

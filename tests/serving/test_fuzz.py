@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from l2r2.bundle import Bundle
-from l2r2.errors import ImageError
-from l2r2_serving.bundles import OpenBundle
+from l2r2_serving.inference import grpc_predict_v2_pb2 as inference
 from l2r2_serving.v1 import recognition_pb2 as pb
+from tests.serving.kserving import VIEWS, asking
 from tests.serving.running import running
 from tests.tiny import RED, encode, make_photo
 
@@ -67,42 +67,52 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of tags that are no tags
 @pytest.mark.slow
-def test_mutated_photographs_are_recognized_or_refused(opened: OpenBundle) -> None:
+def test_mutated_photographs_are_recognized_or_refused(bundle: Bundle) -> None:
     rng, seeds = random.Random(0), originals()
     outcomes: Counter[str] = Counter()
-    for number in range(MUTATIONS):
-        data = mutated(rng.choice(seeds), seeds, rng)
-        try:
-            answer = opened.answer(data, {}, 5)
-            outcomes["answered"] += 1
-            assert 0 <= answer.prediction.answer.probability <= 1
-        except ImageError:
-            outcomes["refused"] += 1
-        except Exception as error:
-            raise AssertionError(f"mutation {number}: {type(error).__name__}: {error}") from error
+    with running(bundle) as place, place.stub() as stub:
+        for number in range(MUTATIONS):
+            image = mutated(rng.choice(seeds), seeds, rng)
+            try:
+                response = stub.Recognize(pb.RecognizeRequest(image=image, thumbnail_px=64, mask=True), timeout=30)
+                outcomes["answered"] += 1
+                assert 0 <= response.candidates[0].probability <= 1
+            except grpc.RpcError as error:
+                outcomes["refused"] += 1
+                if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                    raise AssertionError(f"mutation {number}: {error}") from error
     assert min(outcomes["answered"], outcomes["refused"]) > MUTATIONS // 20, outcomes
 
 
 def messages() -> list[tuple[str, bytes]]:
+    """By the path of their method."""
     photo = encode(make_photo(RED))
     request = pb.RecognizeRequest(
         image=photo, habitat="forest", month=5, top_k=3, bundle="tiny", metadata={"soil": "chalk"}, thumbnail_px=64
     )
     boxed = pb.RecognizeRequest(image=photo, box_px=pb.Box(x_min=1, y_min=2, x_max=90, y_max=80), mask=True)
     item = pb.StreamRecognizeRequest(id="a", session="0123456789abcdef", request=request)
+    methods = [
+        ("Recognize", request),
+        ("Recognize", boxed),
+        ("BatchRecognize", pb.BatchRecognizeRequest(requests=[request, boxed])),
+        ("StreamRecognize", item),
+        ("GetBundle", pb.GetBundleRequest(name="tiny")),
+    ]
+    stages = [
+        ("ModelInfer", asking(VIEWS[:1])),
+        ("ModelInfer", asking(VIEWS[:1], raw=False)),
+        ("ModelMetadata", inference.ModelMetadataRequest(name="tiny.FG")),
+    ]
     return [
-        ("Recognize", request.SerializeToString()),
-        ("Recognize", boxed.SerializeToString()),
-        ("BatchRecognize", pb.BatchRecognizeRequest(requests=[request, boxed]).SerializeToString()),
-        ("StreamRecognize", item.SerializeToString()),
-        ("GetBundle", pb.GetBundleRequest(name="tiny").SerializeToString()),
+        *((f"/l2r2.v1.RecognitionService/{method}", each.SerializeToString()) for method, each in methods),
+        *((f"/inference.GRPCInferenceService/{method}", each.SerializeToString()) for method, each in stages),
     ]
 
 
-def raw(channel: grpc.Channel, method: str, data: bytes) -> Iterator[bytes]:
+def raw(channel: grpc.Channel, path: str, data: bytes) -> Iterator[bytes]:
     """Send bytes as they are."""
-    path = f"/l2r2.v1.RecognitionService/{method}"
-    if method == "StreamRecognize":
+    if path.endswith("/StreamRecognize"):
         yield from channel.stream_stream(path)(iter([data]), timeout=30)
     else:
         yield channel.unary_unary(path)(data, timeout=30)
@@ -114,11 +124,11 @@ def test_mutated_messages_are_answered_or_refused(bundle: Bundle) -> None:
     outcomes: Counter[str] = Counter()
     with running(bundle) as place, place.channel() as channel, place.stub() as stub:
         for number in range(MUTATIONS):
-            method, data = rng.choice(known)
+            path, data = rng.choice(known)
             try:
-                for response in raw(channel, method, mutated(data, [each for _, each in known], rng)):
-                    outcomes["answered"] += 1
-                    if method == "StreamRecognize":
+                for response in raw(channel, path, mutated(data, [each for _, each in known], rng)):
+                    outcomes[path.rpartition("/")[2]] += 1
+                    if path.endswith("/StreamRecognize"):
                         code = pb.StreamRecognizeResponse.FromString(response).status.code
                         assert code in {0, *(refusal.value[0] for refusal in REFUSALS)}, number
             except grpc.RpcError as error:
@@ -127,5 +137,7 @@ def test_mutated_messages_are_answered_or_refused(bundle: Bundle) -> None:
                     raise AssertionError(f"mutation {number}: {error}") from error
         assert place.server.slots.taken == 0
         assert stub.Recognize(pb.RecognizeRequest(image=encode(make_photo(RED)))).candidates[0].name == "red"
-    assert outcomes["answered"] > MUTATIONS // 20, outcomes
+    answered = {path.rpartition("/")[2]: outcomes[path.rpartition("/")[2]] for path, _ in known}
+    assert all(answered.values()), outcomes
+    assert sum(answered.values()) > MUTATIONS // 20, outcomes
     assert outcomes["INVALID_ARGUMENT"] > MUTATIONS // 20, outcomes

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -15,6 +16,7 @@ from l2r2.errors import BackendError, ConfigError, DeadlinePassed, InputError, O
 from l2r2.machine import available_cores
 from l2r2.types import Stage
 from l2r2_serving import calling, server
+from l2r2_serving.auth import Token, TokenInterceptor, Tokens, hash_of
 from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.client import Client
 from l2r2_serving.deadline import Costs, Deadline
@@ -26,6 +28,7 @@ from l2r2_serving.settings import ServerSettings
 from l2r2_serving.v1 import recognition_pb2 as pb
 from tests.serving.running import BrokenLocalizer, ChangedBundle, GatedLocalizer, Running, eventually, running
 from tests.serving.statuses import detail, reason, refused
+from tests.serving.test_auth import written
 from tests.serving.wire import RawCaller, message
 from tests.tiny import RED, encode, make_photo
 
@@ -94,15 +97,17 @@ def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle) -> None:
         assert stub.Recognize(REQUEST).candidates[0].name == "red"
 
 
+@pytest.mark.parametrize("method", ["Recognize", "BatchRecognize"])
 @pytest.mark.parametrize("leave", ["deadline", "cancel"])
-def test_work_of_a_caller_who_left_is_dropped(leave: str, bundle: Bundle) -> None:
+def test_work_of_a_caller_who_left_is_dropped(leave: str, method: str, bundle: Bundle) -> None:
+    request = REQUEST if method == "Recognize" else pb.BatchRecognizeRequest(requests=[REQUEST] * 3)
     held = ChangedBundle(bundle, GatedLocalizer)
     with running(held, workers=1) as place, place.stub() as stub:
         held.localizer.gate.clear()
         before = held.localizer.reached
         first = stub.Recognize.future(REQUEST)
         eventually(lambda: held.localizer.reached == before + 1)
-        waiting = stub.Recognize.future(REQUEST, timeout=0.2 if leave == "deadline" else None)
+        waiting = getattr(stub, method).future(request, timeout=0.2 if leave == "deadline" else None)
         if leave == "cancel":
             eventually(lambda: place.server.slots.taken == 2)
             waiting.cancel()
@@ -329,6 +334,30 @@ def test_one_caller_may_not_take_every_slot() -> None:
             assert slots.taken == 3
     with slots.take("a"):
         assert slots.taken == 1
+
+
+def test_one_caller_is_held_to_its_share_and_another_is_served(bundle: Bundle, tmp_path: Path) -> None:
+    file = written(tmp_path / "tokens.toml", one=Token(sha256=hash_of("one")), other=Token(sha256=hash_of("other")))
+    one, other = ((("authorization", f"Bearer {token}"),) for token in ("one", "other"))
+    held = ChangedBundle(bundle, GatedLocalizer)
+    interceptors = [TokenInterceptor(Tokens(file))]
+    with running(held, interceptors=interceptors, max_queue=4, max_per_client=1) as place, place.stub() as stub:
+        held.localizer.gate.clear()
+        first = stub.Recognize.future(REQUEST, metadata=one)
+        eventually(lambda: place.server.slots.taken == 1)
+        for call in (stub.Recognize, lambda each, **more: stub.BatchRecognize(batch_of(each), **more)):
+            code, status = refused(lambda call=call: call(REQUEST, metadata=one))
+            assert (code, reason(status)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert status.message.startswith("1 of your requests are in flight, the most one caller may have")
+            assert detail(status, error_details_pb2.RetryInfo).retry_delay.seconds == 1
+        second = stub.Recognize.future(REQUEST, metadata=other)
+        eventually(lambda: place.server.slots.taken == 2)
+        held.localizer.gate.set()
+        assert [call.result().candidates[0].name for call in (first, second)] == ["red", "red"]
+
+
+def batch_of(*requests: pb.RecognizeRequest) -> pb.BatchRecognizeRequest:
+    return pb.BatchRecognizeRequest(requests=requests)
 
 
 def test_who_waits_for_a_slot_is_served_in_order() -> None:

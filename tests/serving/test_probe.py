@@ -26,7 +26,7 @@ def test_the_probe_tells_serving_from_the_rest(
     with running(bundle, warm=False) as place:
         assert probe.main([place.address]) == 1
         assert capsys.readouterr().err == f"{place.address}: NOT_SERVING\n"
-    assert probe.main([place.address, "--timeout-s", "1"]) == 1
+    assert probe.main([place.address, "--timeout-s", "20"]) == 1
     assert "UNAVAILABLE" in capsys.readouterr().err
 
 

@@ -25,6 +25,7 @@ from l2r2_serving.bundles import OpenBundle
 from l2r2_serving.ray_data import RESTARTS, DatasetSettings, recognize_dataset
 from l2r2_serving.ray_listing import list_photographs
 from l2r2_serving.ray_rows import recognized
+from tests.serving.disks import filled, small_disk
 from tests.serving.leaving import session, started
 from tests.tiny import BLUE, DARK_GREEN, GREEN, MUDDY, RED, encode, make_photo, make_uniform
 
@@ -281,6 +282,65 @@ def test_killed_and_started_again_it_gives_the_same_rows(
     assert answers(out).equals(answers(undisturbed))
     assert (out / "_manifest.json").read_text() == (undisturbed / "_manifest.json").read_text()
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_what_is_done_stays(
+    undisturbed: Path, photos: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        out = disk / "out"
+        ballast = filled(disk, 10 * 4096)
+        done = subprocess.run(command(photos, bundle, out), capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"l2r2: error: cannot write {out}/part-")
+        assert done.stderr.endswith("No space left on device; nothing was changed, make room and run it again\n")
+        before = {name: (out / name).stat().st_mtime_ns for name in parts(out)}
+        assert 0 < len(before) < 12
+        ballast.unlink()
+        run(photos, bundle, out)
+        assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+        assert answers(out).equals(answers(undisturbed))
+        assert not list(out.glob(".*"))
+
+
+UNLUCKY = """
+import sys
+from pathlib import Path
+from l2r2.errors import BackendError
+from l2r2_serving import ray_data
+
+photos, out, bundle, what = sys.argv[1:]
+
+class Unlucky(ray_data.Recognizing):
+    def _write(self, shard):
+        raise {"ours": BackendError("no such device"), "another's": MemoryError("a large photograph")}[what]
+
+ray_data.Recognizing = Unlucky
+try:
+    ray_data.recognize_dataset(Path(photos), Path(out), bundle, ray_data.DatasetSettings())
+except BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("ours", "no such device"),
+        (
+            "another's",
+            "recognizing broke off: MemoryError: a large photograph; what is done stays, run it again",
+        ),
+    ],
+)
+def test_what_goes_wrong_in_an_actor_is_said(what: str, said: str, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(encode(make_photo(RED)))
+    words = [sys.executable, "-c", UNLUCKY, tmp_path / "photos", tmp_path / "out", bundle.folder, what]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said + "\n", "")
 
 
 POISONED = """

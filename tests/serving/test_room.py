@@ -153,6 +153,7 @@ def test_streams_that_come_and_go_leave_no_queue(bundle: Bundle) -> None:
                 )
                 stream.initial_metadata()
                 eventually(lambda: place.server.slots.taken == 2)
+        eventually(lambda: place.server.rooms.calls.open == 0)
         eventually(lambda: len(place.server.memory._entries) <= 2)
         held.localizer.gate.set()
         with place.stub() as stub:

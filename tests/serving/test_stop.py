@@ -76,7 +76,8 @@ def test_in_flight_is_answered_and_new_is_refused(bundle: Bundle) -> None:
 
 
 def test_health_says_so_before_calls_are_refused(bundle: Bundle) -> None:
-    with running(bundle, drain_s=1.0) as place, place.channel() as channel, place.stub() as stub:
+    with running(bundle, drain_s=5.0) as place, place.channel() as channel, place.stub() as stub:
+        assert stub.Recognize(REQUEST).candidates[0].name == "red"
         health = health_pb2_grpc.HealthStub(channel)
         stopping = asyncio.run_coroutine_threadsafe(place.server.stop(), place.loop)
         request = health_pb2.HealthCheckRequest(service="")
@@ -84,7 +85,7 @@ def test_health_says_so_before_calls_are_refused(bundle: Bundle) -> None:
         assert stub.Recognize(REQUEST).candidates[0].name == "red"
         assert not stopping.done()
         stopping.result(PATIENCE_S)
-        assert _refuses(place.address)
+        eventually(lambda: _refuses(place.address))
 
 
 def test_what_outlasts_the_grace_is_cut_off(bundle: Bundle) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from l2r2.bundle import Bundle
@@ -68,6 +70,41 @@ def test_the_right_ca_hears_the_server_and_no_other_does(bundle: Bundle, tmp_pat
         assert ask(place) == "red"
 
 
+def self_signed(name: str) -> trustme.LeafCert:
+    """A certificate that nobody but itself vouches for, as `openssl req -x509` makes them."""
+    own = trustme.CA().issue_cert(name)
+    leaf = x509.load_pem_x509_certificate(own.cert_chain_pems[0].bytes())
+    key = serialization.load_pem_private_key(own.private_key_pem.bytes(), None)
+    made = x509.CertificateBuilder(subject_name=leaf.subject, issuer_name=leaf.subject, public_key=key.public_key())
+    made = made.serial_number(1).not_valid_before(leaf.not_valid_before_utc).not_valid_after(leaf.not_valid_after_utc)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    signed = made.add_extension(names.value, critical=False).sign(key, hashes.SHA256())
+    return trustme.LeafCert(own.private_key_pem.bytes(), signed.public_bytes(serialization.Encoding.PEM), [])
+
+
+class Itself:
+    """A self-signed certificate in the place of an authority's."""
+
+    def __init__(self, leaf: trustme.LeafCert) -> None:
+        self.cert_pem = leaf.cert_chain_pems[0]
+
+
+def test_a_self_signed_server_is_heard_only_by_those_who_trust_it(bundle: Bundle, tmp_path: Path) -> None:
+    own = self_signed("localhost")
+    with running(bundle, credentials=credentials(settings(tmp_path, own))) as place:
+        assert ask(place) == "UNAVAILABLE"
+        assert ask(place, Itself(self_signed("localhost"))) == "UNAVAILABLE"
+        assert ask(place, Itself(own)) == "red"
+
+
+def test_a_server_whose_certificate_has_expired_is_not_heard(bundle: Bundle) -> None:
+    """As it would while it serves: at its start it is refused."""
+    old = CA.issue_cert("localhost", not_after=LONG_AGO)
+    chain = b"".join(each.bytes() for each in old.cert_chain_pems)
+    with running(bundle, credentials=grpc.ssl_server_credentials([(old.private_key_pem.bytes(), chain)])) as place:
+        assert ask(place) == "UNAVAILABLE"
+
+
 def test_mtls_wants_a_certificate_of_its_own_ca(bundle: Bundle, tmp_path: Path) -> None:
     calls = []
 
@@ -82,6 +119,7 @@ def test_mtls_wants_a_certificate_of_its_own_ca(bundle: Bundle, tmp_path: Path) 
     with running(bundle, credentials=safe, observer=Watching()) as place:
         assert ask(place) == "UNAVAILABLE"
         assert ask(place, client=OTHER_CA.issue_cert("app.example")) == "UNAVAILABLE"
+        assert ask(place, client=self_signed("app.example")) == "UNAVAILABLE"
         assert ask(place, client=CA.issue_cert("app.example", not_after=LONG_AGO)) == "UNAVAILABLE"
         assert ask(place, client=CA.issue_cert("app.example")) == "red"
     assert [call.caller for call in calls] == ["app.example"]

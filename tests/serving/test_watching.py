@@ -1,14 +1,16 @@
 """A new version is loaded, warmed and swapped in under load; a bad one is refused; the old one goes."""
 
 import asyncio
+import errno
 import gc
 import logging
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,8 +21,10 @@ from l2r2.tracking import Store
 from l2r2_serving import watching
 from l2r2_serving.bundles import find_bundle, latest
 from l2r2_serving.errors import UnknownBundle
+from l2r2_serving.inference import grpc_predict_v2_pb2_grpc
 from l2r2_serving.v1 import recognition_pb2 as pb
 from l2r2_serving.watching import BundleWatcher
+from tests.serving.kserving import asking
 from tests.serving.running import PATIENCE_S, Running, running
 from tests.tiny import GREEN, RED, encode, make_photo, make_tiny_bundle
 
@@ -119,15 +123,35 @@ def test_swapped_fifty_times_under_load_no_call_fails(versions: list[Bundle], tm
         seen: list[str] = []
         done = threading.Event()
 
-        def call() -> None:
+        def single(stub: Any) -> str:
+            response = stub.Recognize(REQUEST, timeout=PATIENCE_S)
+            assert response.candidates[0].name == "red"
+            return str(response.bundle.version)
+
+        def batch(stub: Any) -> str:
+            results = stub.BatchRecognize(pb.BatchRecognizeRequest(requests=[REQUEST] * 3), timeout=PATIENCE_S).results
+            assert [each.response.candidates[0].name for each in results] == ["red"] * 3
+            return str(results[0].response.bundle.version)
+
+        def stream(stub: Any) -> str:
+            items = (pb.StreamRecognizeRequest(id=str(number), request=REQUEST) for number in range(5))
+            answers = list(stub.StreamRecognize(items, timeout=PATIENCE_S))
+            assert sorted(each.id for each in answers) == list("01234")
+            return str(answers[0].response.bundle.version)
+
+        def call(how: Callable[[Any], str]) -> None:
             with place.stub() as stub:
                 while not done.is_set():
-                    response = stub.Recognize(REQUEST, timeout=PATIENCE_S)
-                    assert response.candidates[0].name == "red"
-                    seen.append(response.bundle.version)
+                    seen.append(how(stub))
 
-        with ThreadPoolExecutor(3) as pool:
-            callers = [pool.submit(call) for _ in range(3)]
+        def stage() -> None:
+            with place.channel() as channel:
+                stub = grpc_predict_v2_pb2_grpc.GRPCInferenceServiceStub(channel)
+                while not done.is_set():
+                    seen.append(stub.ModelInfer(asking(), timeout=PATIENCE_S).model_version)
+
+        with ThreadPoolExecutor(4) as pool:
+            callers = [*(pool.submit(call, how) for how in (single, batch, stream)), pool.submit(stage)]
             try:
                 for turn in range(50):
                     place_at(watched.folder, versions[(turn + 1) % 2])
@@ -191,7 +215,10 @@ def test_it_looks_by_itself(versions: list[Bundle], tmp_path: Path) -> None:
         task.cancel()
 
 
-@pytest.mark.parametrize("error", [TimeoutError(), RuntimeError("the registry is away"), IndexError("list index")])
+@pytest.mark.parametrize(
+    "error",
+    [TimeoutError(), RuntimeError("the registry is away"), IndexError("list index"), OSError(errno.ENOSPC, "No space")],
+)
 def test_whatever_a_look_meets_the_next_one_is_made(
     error: Exception,
     versions: list[Bundle],

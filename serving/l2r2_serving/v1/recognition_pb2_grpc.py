@@ -94,7 +94,7 @@ class RecognitionServiceServicer:
         After a broken connection send what was not answered again, in a new call with the same session: an item that is
         being worked on is joined, one that was answered is answered again from memory, and none is worked on twice. The
         service remembers an answer for ten minutes unless it was started with another time; a restarted service has
-        forgotten them.
+        forgotten them. What is remembered is finished whole, if the call's deadline passes meanwhile too.
 
         The call ends with OK when the caller has half-closed and all is answered. FAILED_PRECONDITION: not ready yet.
         UNAVAILABLE: stopping; what was accepted is answered first. What concerns one item is in its answer.
