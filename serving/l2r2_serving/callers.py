@@ -11,7 +11,8 @@ from urllib.parse import unquote
 from l2r2_serving.observing import Call
 
 REQUEST_ID = "x-request-id"
-"""Metadata key of a caller's name for its request; the service answers with it, or with one of its own."""
+"""Metadata key of a caller's name for its request; with the status of its answer, and at the beginning of a stream, the
+service says it, or one of its own."""
 
 TRACEPARENT = "traceparent"
 """Source: W3C Trace Context."""

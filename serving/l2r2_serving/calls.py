@@ -41,9 +41,13 @@ class Calls:
 
     @asynccontextmanager
     async def answering(self, method: str, context: Context) -> AsyncIterator[Call]:
-        """Answer a call inside: an error ends it with its status, and whoever watches is told in any case."""
+        """Answer a call inside: an error ends it with its status, and whoever watches is told in any case.
+
+        The request's id goes with the status: sent sooner it would be a message of its own.
+        """
         call = begun(f"{self._service}/{method}", context)
-        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        named = (REQUEST_ID, call.request_id)
+        context.set_trailing_metadata((named,))
         call.code = "OK"
         try:
             yield call
@@ -60,7 +64,7 @@ class Calls:
             code, status = grpc_code_of(reason), status_of(reason)
             call.code = code.name
             log_if_ours(error, call)
-            await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+            await context.abort(code, status.message, (named, (DETAILS_KEY, status.SerializeToString())))
         finally:
             call.ended_ns = time.time_ns()
             self._observer.call(call)

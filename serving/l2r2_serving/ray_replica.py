@@ -213,7 +213,6 @@ class _Context:
     def __init__(self, told: Any, requests: Any) -> None:
         self._told = told
         self._requests = requests
-        self._trailing: list[tuple[str, str | bytes]] = []
         self._written: asyncio.Queue[Message] = asyncio.Queue(1)  # a caller that reads slowly is read slowly
 
     def invocation_metadata(self) -> Any:
@@ -229,14 +228,15 @@ class _Context:
         """Ray does not say."""
 
     async def send_initial_metadata(self, metadata: Any) -> None:
-        """With the trailing metadata, for want of others."""
-        self._trailing += metadata
-        self._told.set_trailing_metadata(list(self._trailing))
+        """Ray has none."""
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        self._told.set_trailing_metadata(list(metadata))
 
     async def abort(self, code: grpc.StatusCode, details: str, trailing: Any = ()) -> None:
         self._told.set_code(code)
         self._told.set_details(details)
-        self._told.set_trailing_metadata([*self._trailing, *trailing])
+        self.set_trailing_metadata(trailing)
         raise _Ended(details)
 
     async def read(self) -> Any:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from l2r2.errors import ServingError
+from l2r2_serving.callers import REQUEST_ID
 from l2r2_serving.calls import Calls, Context, deadline_of, log_if_ours, write
 from l2r2_serving.convert import check_batch, check_item
 from l2r2_serving.deadline import Deadline
@@ -74,6 +75,7 @@ class RecognitionService(recognition_pb2_grpc.RecognitionServiceServicer):
         and when another was answered and taken: a caller that reads slowly is read slowly.
         """
         async with self.calls.answering("StreamRecognize", context) as call:
+            await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
             self._engine.shelf.require_any()
             deadline = deadline_of(context)
             window, writing = asyncio.Semaphore(2 * self._engine.workers), asyncio.Lock()

@@ -135,6 +135,7 @@ class SheddingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unu
             taking: Methods that take a slot for their one message, "/SERVICE/METHOD".
         """
         self._slots, self._rooms, self._services, self._taking = slots, rooms, services, taking
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
 
     async def intercept_service(
         self,
@@ -147,8 +148,12 @@ class SheddingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unu
         calls, error = self._services.get(service), self._slots.overload()
         if calls is not None and error is not None and method in self._taking:
             return grpc.stream_stream_rpc_method_handler(_refusing(calls, name, error))
-        handler: Any = await continuation(handler_call_details)
-        return None if handler is None else behind(lambda answer: self._rooms.bounded(method, answer, calls), handler)
+        if method not in self._handlers:
+            handler: Any = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._handlers[method] = behind(lambda answer: self._rooms.bounded(method, answer, calls), handler)
+        return self._handlers[method]
 
 
 def _host(context: Any) -> str:

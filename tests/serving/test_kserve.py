@@ -315,7 +315,7 @@ def test_a_callers_request_id_comes_back(place: Place) -> None:
         f"/{SERVICE}/ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
     )
     _, done = call.with_call(asking(), metadata=(("x-request-id", "abc"),), timeout=PATIENCE_S)
-    assert ("x-request-id", "abc") in [(each.key, each.value) for each in done.initial_metadata()]
+    assert ("x-request-id", "abc") in [(each.key, each.value) for each in done.trailing_metadata()]
 
 
 def test_a_bundle_whose_stages_have_no_sessions_has_no_models(opened: OpenBundle) -> None:

@@ -318,7 +318,7 @@ def test_a_request_id_comes_back(served: Running) -> None:
         for sent, wanted in (("my-request-7", "my-request-7"), ("x" * 200, None), (None, None)):
             metadata = [("x-request-id", sent)] if sent else []
             _response, call = stub.ListBundles.with_call(pb.ListBundlesRequest(), metadata=metadata)
-            (got,) = [value for key, value in call.initial_metadata() if key == "x-request-id"]
+            (got,) = [value for key, value in call.trailing_metadata() if key == "x-request-id"]
             assert got == wanted if wanted else len(got) == 16
 
 

@@ -101,11 +101,11 @@ def test_messages_of_health_that_never_end_are_few_and_ended(
             assert stub.Recognize(REQUEST, metadata=as_caller("one")).candidates
         stack.close()
         eventually(lambda: not full())
-        monkeypatch.setattr(reading, "OPEN_READ_S", 0.05)
-        with RawCaller(place.address) as caller:
-            caller.begin("/grpc.health.v1.Health/Check")
-            caller.send(message(bytes(100))[:50])
-            assert caller.heard(b"no message within 0.05 s")
+    monkeypatch.setattr(reading, "OPEN_READ_S", 0.05)
+    with guarded(bundle, tmp_path) as place, RawCaller(place.address) as caller:
+        caller.begin("/grpc.health.v1.Health/Check")
+        caller.send(message(bytes(100))[:50])
+        assert caller.heard(b"no message within 0.05 s")
 
 
 def test_a_health_message_that_is_none_is_not_logged(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
