@@ -43,10 +43,14 @@ class AccessLog:
 
     def item(self, call: Call, item: Item) -> None:
         """Count it."""
+        if not _access.isEnabledFor(logging.INFO):
+            return
         self._photographs.setdefault(call, Counter())[item.code] += 1
 
     def call(self, call: Call) -> None:
         """Say who, what, how it ended and how long it took."""
+        if not _access.isEnabledFor(logging.INFO):
+            return
         photographs = self._photographs.pop(call, Counter())
         _access.info(
             "%s %s",

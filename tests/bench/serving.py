@@ -101,8 +101,9 @@ def _overload(words: list[str], photos: list[str]) -> Iterator[tuple[str, Figure
     p99 = float(np.percentile(flood["latencies"], 99))
     longest = float(np.percentile([latency for each in calm for latency in each["latencies"]], 99))
     print(
-        f"  overload, {len(own)} of {len(cores)} cores for the server, {peak:.1f} photos/s at its peak: {flood['codes']};\n"
-        f"  p99 of the accepted {p99:.2f} s, with the queue just full {longest:.2f} s; slots over peak {slots / peak:.2f} s"
+        f"  overload, {len(own)} of {len(cores)} cores for the server, {peak:.1f} photos/s at its peak:\n"
+        f"  {flood['codes']}; p99 of the accepted {p99:.2f} s, with the queue just full {longest:.2f} s; "
+        f"slots over peak {slots / peak:.2f} s"
     )
     yield "serve.overload_goodput", _one(_rate(flood) / peak, "×", sum(flood["codes"].values()))
     yield "serve.overload_p99_over_full_queue", _one(p99 / longest, "×", len(flood["latencies"]))
