@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a hub
-for name in ("no_proxy", "NO_PROXY", *(name for name in ("no_grpc_proxy",) if name in os.environ)):
+for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
 # Typer reads these when it is imported: messages have no colours and are not wrapped.
 os.environ |= {"_TYPER_FORCE_DISABLE_TERMINAL": "1", "COLUMNS": "200"}

@@ -235,7 +235,7 @@ def _run(ray: Any, shards: list[int], out: Path, bundle: Path, settings: Dataset
 def _done(row: dict[str, Any]) -> int:
     """The shard; raises what its actor met."""
     if row["error"]:
-        raise getattr(errors, row["error"])(row["message"])
+        raise getattr(errors, row["error"], BackendError)(row["message"])
     return int(row["shard"])
 
 
